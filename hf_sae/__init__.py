@@ -1,0 +1,1 @@
+"""Sparse autoencoders and transcoders as first-class Hugging Face models."""

@@ -1,0 +1,14 @@
+"""Every error a user of hf_sae can cause."""
+
+from .models.errors import CheckpointError, ConfigError
+
+
+class HookPointError(ValueError):
+    """A place that does not exist in the host, is ambiguous there, or does not fit the autoencoder."""
+
+
+class DataError(ValueError):
+    """A dataset that is empty, too short, of an unknown layout, or gives activations that are not finite."""
+
+
+__all__ = ["CheckpointError", "ConfigError", "DataError", "HookPointError"]
