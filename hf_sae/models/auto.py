@@ -1,0 +1,80 @@
+"""`AutoSAE` and `AutoTranscoder`: the class that a checkpoint's `model_type` asks for.
+
+The only file that touches transformers' private auto modules.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any
+
+from transformers import AutoConfig, AutoModel
+from transformers.models.auto.auto_factory import _BaseAutoModelClass, _LazyAutoMapping
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+from .configuration_sae import SAEConfig
+from .errors import CheckpointError, ConfigError
+from .modeling_sae import SAE
+
+
+class AutoSAE(_BaseAutoModelClass):
+    """Loads any sparse autoencoder or transcoder: `AutoSAE.from_pretrained("user/repo", subfolder="layer_8")`."""
+
+    _model_mapping = _LazyAutoMapping(CONFIG_MAPPING_NAMES, OrderedDict())
+
+    @classmethod
+    def register(cls, config_class: type[SAEConfig], model_class: type[SAE], exist_ok: bool = False) -> None:
+        """Makes an architecture known to `AutoSAE`, `AutoConfig` and `AutoModel` by its config's `model_type`.
+
+        Raises:
+            ConfigError: if another config class holds that `model_type`, which transformers would replace silently.
+        """
+        holder = registered().get(config_class.model_type)
+        if holder is not None and holder[0] is not config_class and not exist_ok:
+            raise ConfigError(
+                f"model_type {config_class.model_type!r} belongs to {holder[0].__name__}: give {config_class.__name__} its own."
+            )
+        AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
+        AutoModel.register(config_class, model_class, exist_ok=True)
+        super().register(config_class, model_class, exist_ok=True)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str, *model_args: Any, **kwargs: Any) -> Any:
+        """The model behind a folder or Hub id, in `eval()` mode; arguments as in transformers.
+
+        Raises:
+            CheckpointError: for files that are missing, damaged or of another kind of model.
+            ConfigError: for an unknown or invalid config key.
+        """
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        except (CheckpointError, ConfigError):
+            raise
+        except (OSError, ValueError, KeyError) as error:
+            raise CheckpointError(
+                f"{str(pretrained_model_name_or_path)!r} is not a checkpoint of hf_sae: "
+                f"{str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__} "
+                f"Known model types: {', '.join(sorted(registered()))}."
+            ) from error
+
+
+class AutoTranscoder(AutoSAE):
+    """[`AutoSAE`] that refuses a checkpoint which writes to the place it reads."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str, *model_args: Any, **kwargs: Any) -> Any:
+        """As [`AutoSAE.from_pretrained`]; a plain SAE is a `CheckpointError`."""
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        config = (loaded[0] if isinstance(loaded, tuple) else loaded).config
+        if not config.is_transcoder:
+            raise CheckpointError(
+                f"{str(pretrained_model_name_or_path)!r} reads and writes {config.hook_in!r}: it is an SAE, not a "
+                "transcoder. Load it with AutoSAE."
+            )
+        return loaded
+
+
+def registered() -> dict[str, tuple[type[SAEConfig], type[SAE]]]:
+    """`{model_type: (config class, model class)}` of every architecture."""
+    content = AutoSAE._model_mapping._extra_content
+    return {config.model_type: (config, model) for config, model in content.items()}

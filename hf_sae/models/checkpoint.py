@@ -1,0 +1,124 @@
+"""Strict loading and atomic saving: what transformers leaves to the caller.
+
+* transformers logs missing, unexpected and misshapen tensors and accepts NaN; here each is a [`CheckpointError`].
+* Only safetensors files are read: a pickle is never opened.
+* A folder is written beside its destination and moved into place file by file: a full disk leaves no half-written file.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers.utils.hub import cached_file
+
+from .errors import CheckpointError
+
+
+FEATURE_STATS = "feature_stats.safetensors"
+
+
+def load_strictly(load: Callable[..., Any], name: str, *args: Any, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+    """Calls a transformers `from_pretrained` and returns `(model, loading_info)`.
+
+    Raises:
+        CheckpointError: for files that are missing, truncated or not safetensors, and for tensors that are missing,
+            unexpected, misshapen or not finite.
+    """
+    kwargs |= {"output_loading_info": True, "use_safetensors": True}
+    try:
+        model, info = load(name, *args, **kwargs)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"cannot read a checkpoint from {name!r}: {_first_line(error)} "
+            "Needed: config.json and model.safetensors (pickles are not read)."
+        ) from error
+    except RuntimeError as error:
+        if "size mismatch" not in str(error) and "mismatched" not in str(error):
+            raise
+        raise CheckpointError(f"{name!r} does not have the shapes that its config.json asks for: {error}") from error
+    _refuse(name, "lacks the tensors", info["missing_keys"])
+    _refuse(name, "has tensors that this architecture does not know:", info["unexpected_keys"])
+    _refuse(name, "has misshapen tensors:", info["mismatched_keys"])
+    _refuse(name, "has NaN or infinite values in", list(_not_finite(model)))
+    return model, info
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return (lines[0] if lines else type(error).__name__).rstrip(".") + "."
+
+
+def _refuse(name: str, what: str, keys: Any) -> None:
+    if keys:
+        listed = ", ".join(str(k) for k in sorted(keys, key=str))
+        raise CheckpointError(f"{name!r} {what} {listed}. Is this another architecture, or a damaged file?")
+
+
+def _not_finite(model: nn.Module) -> Iterator[str]:
+    for key, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not tensor.is_meta and not torch.isfinite(tensor).all():
+            yield key
+
+
+@contextmanager
+def atomic_folder(destination: str | Path) -> Iterator[Path]:
+    """Yields an empty folder whose files are moved into `destination` when the block ends, or removed if it fails.
+
+    Raises:
+        CheckpointError: if the files cannot be written, such as on a full disk; `destination` is then as before.
+    """
+    destination = Path(destination)
+    try:
+        destination.mkdir(parents=True, exist_ok=True)
+        # beside the destination: a move inside one file system replaces a file in one step
+        temporary = Path(tempfile.mkdtemp(prefix=".saving-", dir=destination))
+    except OSError as error:
+        raise CheckpointError(f"cannot write to {str(destination)!r}: {error}. Choose another folder.") from error
+    try:
+        yield temporary
+        for path in sorted(p for p in temporary.rglob("*") if p.is_file()):
+            target = destination / path.relative_to(temporary)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            path.replace(target)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"could not save to {str(destination)!r}: {error}. Nothing was changed there; free space or choose another folder."
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def read_feature_stats(name: str, d_sae: int, hub_kwargs: dict[str, Any]) -> dict[str, Tensor] | None:
+    """The statistics that evaluation wrote beside the weights, or `None` where there are none.
+
+    Raises:
+        CheckpointError: if the file is damaged or does not have `d_sae` latents.
+    """
+    path = cached_file(
+        name,
+        FEATURE_STATS,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+        **hub_kwargs,
+    )
+    if path is None:
+        return None
+    try:
+        stats = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{FEATURE_STATS} of {name!r} cannot be read: {error}. Delete it or evaluate again."
+        ) from error
+    for key in ("density", "maximum"):
+        if key not in stats or stats[key].shape != (d_sae,):
+            raise CheckpointError(f"{FEATURE_STATS} of {name!r} has no {key!r} of shape [{d_sae}]. Evaluate again.")
+    return stats

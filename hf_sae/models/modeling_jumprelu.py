@@ -1,0 +1,167 @@
+"""JumpReLU: a threshold of its own for every latent.
+
+Rajamanoharan et al. 2024, "Jumping Ahead" (arXiv 2407.14435): `z = u · 1[u > θ]` with `u = W_enc (x - b_dec) + b_enc`,
+loss `‖x - x̂‖² + λ L0`. The step has no gradient; the paper estimates the gradient of the *expected* loss with a
+rectangle kernel K of width ε (eq. 11 and 12): `∂z/∂θ = -(θ/ε) K((u-θ)/ε)`, `∂L0/∂θ = -(1/ε) K((u-θ)/ε)`. Both are
+evaluated on the pre-activation, so that the whole kernel counts. The saved model uses the same thresholds.
+
+Deviations: θ itself is trained (Adam's step hardly moves a logarithm), clamped at 0 and kept in float32; ε is
+relative to the activations' scale; and where `target_l0` is given λ follows a controller until that L0 comes true.
+"""
+
+import math
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from transformers import initialization as init
+
+from .configuration_sae import SAEConfig, strict_config
+from .modeling_sae import SAE, Norm
+from .outputs import Pass, SAEOutput, TrainingState, total_variance
+
+
+SAMPLE_FOR_THRESHOLDS = 4096
+# Gains of the L0 controller per optimiser step, tuned on planted data and on a small LM's residual stream.
+L0_SMOOTHING, PROPORTIONAL_GAIN, INTEGRAL_GAIN, MAX_EXCESS = 0.1, 2.0, 0.02, 1.0
+
+
+@strict_config
+class JumpReLUConfig(SAEConfig):
+    """[`SAEConfig`] plus how thresholds are trained.
+
+    Args:
+        target_l0 (`float`, *optional*): the mean number of latents per token to arrive at; the controller changes λ
+            until it does. `None` keeps λ at `l0_coefficient`.
+        l0_coefficient (`float`): λ (its first value under a controller), per `target_l0` or else per latent.
+        bandwidth (`float`): width ε of the kernel, in standard deviations of an input dimension.
+        dead_coefficient (`float`): weight of `ReLU(θ - u)` on dead latents, which brings them back (0 = off).
+    """
+
+    model_type = "hf_sae_jumprelu"
+
+    target_l0: float | int | None = 32
+    l0_coefficient: float | int = 0.02
+    bandwidth: float | int = 0.3
+    dead_coefficient: float | int = 1e-4
+
+    def validate_sparsity(self) -> None:
+        """Targets and widths are positive and finite."""
+        if self.target_l0 is not None and not 0 < self.target_l0 <= self.d_sae:
+            raise ValueError(f"target_l0={self.target_l0} must be above 0 and at most d_sae={self.d_sae}.")
+        if not 0 < self.bandwidth < float("inf"):
+            raise ValueError(f"bandwidth={self.bandwidth} must be a positive finite number.")
+        for name in ("l0_coefficient", "dead_coefficient"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name}={getattr(self, name)} must be a finite number, 0 or more.")
+
+
+class _JumpReLU(torch.autograd.Function):
+    """`u · 1[u > θ]`; exact gradient for u, kernel estimate for θ."""
+
+    @staticmethod
+    def forward(ctx, pre, threshold, bandwidth):
+        ctx.save_for_backward(pre, threshold)
+        ctx.bandwidth = bandwidth
+        return pre * (pre > threshold)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        pre, threshold = ctx.saved_tensors
+        near = ((pre - threshold).abs() < ctx.bandwidth / 2) * grad
+        grad_threshold = -(threshold / ctx.bandwidth) * near.reshape(-1, pre.shape[-1]).sum(0)
+        return grad * (pre > threshold), grad_threshold, None
+
+
+class _Step(torch.autograd.Function):
+    """`1[u > θ]`; kernel estimate for θ, nothing for u."""
+
+    @staticmethod
+    def forward(ctx, pre, threshold, bandwidth):
+        ctx.save_for_backward(pre, threshold)
+        ctx.bandwidth = bandwidth
+        return (pre > threshold).to(pre.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        pre, threshold = ctx.saved_tensors
+        near = ((pre - threshold).abs() < ctx.bandwidth / 2) * grad
+        return None, -near.reshape(-1, pre.shape[-1]).sum(0) / ctx.bandwidth, None
+
+
+class JumpReLUSAE(SAE):
+    """An autoencoder whose latents are pre-activations above a learnt threshold."""
+
+    config: JumpReLUConfig
+    _keep_in_fp32_modules_strict: ClassVar[list[str]] = ["threshold"]
+
+    def __init__(self, config: JumpReLUConfig) -> None:
+        super().__init__(config)
+        self.threshold = nn.Parameter(torch.empty(config.d_sae))
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if module is self:
+            init.constant_(self.threshold, 1e-3)
+
+    def activate(self, pre_activations: Tensor, epsilon: float = 1e-3) -> Tensor:
+        """Dense latents `u · 1[u > θ]`, compared in float32; `epsilon` is the kernel's width in units of u."""
+        latents = _JumpReLU.apply(pre_activations.float(), self.threshold, epsilon)
+        return latents.to(pre_activations.dtype)
+
+    def latents_of(self, x: Tensor, norm: Norm | None, state: TrainingState | None = None) -> tuple[Tensor, Tensor]:
+        """Dense latents and pre-activations."""
+        pre = self.pre_activations(x)
+        return self.activate(pre, self._epsilon(state)), pre
+
+    def _epsilon(self, state: TrainingState | None) -> float:
+        return self.config.bandwidth * (1.0 if state is None else state.values.get("scale", 1.0))
+
+    def penalties(self, result: Pass) -> dict[str, Tensor]:
+        """`λ L0 / target_l0`, and the pull on dead latents."""
+        pre, state = result.pre_activations.float(), result.state
+        l0 = _Step.apply(pre, self.threshold, self._epsilon(state)).sum(-1).mean()
+        strength = state.values.get("l0_coefficient", self.config.l0_coefficient)
+        losses = {"l0": strength * l0 / (self.config.target_l0 or self.config.d_sae)}
+        dead = state.dead()
+        if dead is not None and self.config.dead_coefficient and dead.any():
+            below = torch.relu(self.threshold - pre)[..., dead].sum(-1).mean()
+            losses["dead"] = self.config.dead_coefficient * below / state.values.get("scale", 1.0)
+        return losses
+
+    @torch.no_grad()
+    def initialize_from(self, x: Tensor, target: Tensor, state: TrainingState) -> None:
+        """Starts every latent at the threshold at which it fires as often as `target_l0` asks of the average one."""
+        super().initialize_from(x, target, state)
+        x, _ = self.normalize(x[:SAMPLE_FOR_THRESHOLDS])
+        state.values["scale"] = math.sqrt(total_variance(x) / self.config.d_in)
+        if self.config.target_l0 is not None:
+            firing = min(x.shape[0], max(1, round(x.shape[0] * self.config.target_l0 / self.config.d_sae)))
+            self.threshold.copy_(self.pre_activations(x).float().topk(firing, dim=0).values[-1].clamp_min(0))
+
+    @torch.no_grad()
+    def after_step(self, state: TrainingState, output: SAEOutput) -> None:
+        """Unit decoder rows, thresholds of at least 0, and one step of the controller."""
+        super().after_step(state, output)
+        self.threshold.clamp_(min=0)
+        if self.config.target_l0 is not None:
+            self._control(state)
+
+    def _control(self, state: TrainingState) -> None:
+        """Proportional-integral control of log λ by the logarithm of L0 over its target.
+
+        Logarithms, because both span decades: the same gains then serve every host, width and target.
+        """
+        values = state.values
+        smooth = values.get("l0_smooth", state.l0)
+        values["l0_smooth"] = smooth = smooth + L0_SMOOTHING * (state.l0 - smooth)
+        excess = math.log(max(smooth, 1e-3) / self.config.target_l0)
+        excess = max(-MAX_EXCESS, min(MAX_EXCESS, excess))
+        values["integral"] = values.get("integral", 0.0) + INTEGRAL_GAIN * excess
+        exponent = max(-12.0, min(12.0, values["integral"] + PROPORTIONAL_GAIN * excess))
+        values["l0_coefficient"] = self.config.l0_coefficient * math.exp(exponent)

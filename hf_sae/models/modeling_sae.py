@@ -1,0 +1,266 @@
+"""The model that every architecture inherits from.
+
+* `encode`, `decode`, `forward` and the loss are here; an architecture adds how latents are chosen (`latents_of`) and
+  what its loss adds (`penalties`).
+* A latent is a row of `encoder.weight` and a row of `decoder.weight`: gathers, norms and slices are contiguous.
+* The model holds what inference needs. What training needs (counters, schedules, the loss normaliser) is in
+  `TrainingState`, which the trainer owns.
+* `__init__` only declares shapes: transformers builds models on the meta device and calls `_init_weights` last.
+"""
+
+import math
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+from transformers import initialization as init
+
+from .checkpoint import FEATURE_STATS, atomic_folder, load_strictly, read_feature_stats
+from .configuration_sae import SAEConfig
+from .errors import CheckpointError
+from .outputs import Pass, SAEOutput, TrainingState, total_variance
+from .sparse_code import SparseCode
+from .sparse_ops import decode as sparse_decode
+from .sparse_ops import decode_rows
+
+
+Norm = tuple[Tensor, Tensor]
+LAYER_NORM_EPS = 1e-5  # as in OpenAI's autoencoders, whose per-token normalisation this is
+
+
+class Decoder(nn.Module):
+    """`latents @ weight + bias`, with a latent a contiguous row of `weight` `[d_sae, d_out]`."""
+
+    def __init__(self, d_sae: int, d_out: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(d_sae, d_out))
+        self.bias = nn.Parameter(torch.empty(d_out))
+
+    def forward(self, latents: Tensor | SparseCode | None = None) -> Tensor:
+        """`[..., d_out]`; the bias alone where no latents are given (so that offloading hooks see that read too)."""
+        if latents is None:
+            return self.bias
+        if not isinstance(latents, SparseCode):
+            return latents.to(self.weight.dtype) @ self.weight + self.bias
+        if latents.offsets is None:
+            k = latents.values.shape[-1]
+            out = sparse_decode(latents.values.reshape(-1, k), latents.indices.reshape(-1, k), self.weight)
+        else:
+            out = decode_rows(latents.values, latents.indices, latents.offsets, self.weight)
+        return out.view(*latents.shape, -1) + self.bias
+
+
+class SAE(PreTrainedModel):
+    """A sparse autoencoder, transcoder or skip transcoder: `x̂ = latents(x) @ W_dec + b_dec (+ skip(x))`."""
+
+    config: SAEConfig
+    base_model_prefix = "sae"
+    main_input_name = "hidden_states"
+    _no_split_modules: ClassVar[list[str]] = []
+    unit_norm_decoder = True
+
+    def __init__(self, config: SAEConfig) -> None:
+        super().__init__(config)
+        self.encoder = nn.Linear(config.d_in, config.d_sae)
+        self.decoder = Decoder(config.d_sae, config.d_out)
+        self.skip = nn.Linear(config.d_in, config.d_out, bias=False) if config.skip else None
+        self.feature_stats: dict[str, Tensor] | None = None
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Unit decoder rows, encoder rows equal to them (random unit rows for a transcoder), the rest zero."""
+        # Encoder and decoder depend on each other, so both are set at one visit: the decoder's, because transformers
+        # does not visit a root without parameters of its own.
+        if module is not self.decoder:
+            return
+        init.copy_(self.decoder.weight, F.normalize(torch.randn_like(self.decoder.weight), dim=-1))
+        tied = not self.config.is_transcoder
+        rows = self.decoder.weight if tied else F.normalize(torch.randn_like(self.encoder.weight), dim=-1)
+        init.copy_(self.encoder.weight, rows)
+        init.zeros_(self.encoder.bias)
+        init.zeros_(self.decoder.bias)
+        if self.skip is not None:
+            init.zeros_(self.skip.weight)
+
+    def normalize(self, hidden_states: Tensor) -> tuple[Tensor, Norm | None]:
+        """The input as the encoder reads it, `[..., d_in]`, and what `decode` needs to undo it on each token."""
+        hidden_states = hidden_states.to(self.dtype)
+        if self.config.input_norm == "scalar":
+            return hidden_states * self.config.input_scale, None
+        if self.config.input_norm == "none":
+            return hidden_states, None
+        mean = hidden_states.mean(-1, keepdim=True)
+        std = (hidden_states - mean).std(-1, keepdim=True) + LAYER_NORM_EPS
+        return (hidden_states - mean) / std, (mean, std)
+
+    def to_output_units(self, delta: Tensor, norm: Norm | None = None) -> Tensor:
+        """A difference of decoder outputs `[..., d_out]` in the units of the hook point (no mean is added back)."""
+        if self.config.is_transcoder or self.config.input_norm == "none":
+            return delta
+        if self.config.input_norm == "scalar":
+            return delta / self.config.input_scale
+        if norm is None:
+            raise ValueError("input_norm='layer_norm' needs norm=(mean, std) of each token: pass SparseCode.norm.")
+        return delta * norm[1]
+
+    def pre_activations(self, x: Tensor) -> Tensor:
+        """`[..., d_sae]`: the encoder's output for a normalised input, before the nonlinearity."""
+        return self.encoder(x - self.decoder() if self.config.subtracts_bias else x)
+
+    def activate(self, pre_activations: Tensor) -> Tensor:
+        """Dense latents from pre-activations `[..., d_sae]`; the architecture's nonlinearity."""
+        return torch.relu(pre_activations)
+
+    def latents_of(
+        self, x: Tensor, norm: Norm | None, state: TrainingState | None = None
+    ) -> tuple[Tensor | SparseCode, Tensor | None]:
+        """Latents and (where they were computed) pre-activations of a normalised input `[..., d_in]`."""
+        pre = self.pre_activations(x)
+        return self.activate(pre), pre
+
+    def encode(self, hidden_states: Tensor) -> Tensor:
+        """Dense latents `[..., d_sae]` of activations `[..., d_in]`."""
+        latents, _ = self.latents_of(*self.normalize(hidden_states))
+        return latents.to_dense() if isinstance(latents, SparseCode) else latents
+
+    def encode_sparse(self, hidden_states: Tensor) -> SparseCode:
+        """The non-zero latents of activations `[..., d_in]`, with what `decode` needs of each token."""
+        x, norm = self.normalize(hidden_states)
+        latents, _ = self.latents_of(x, norm)
+        return latents if isinstance(latents, SparseCode) else SparseCode.from_dense(latents, norm)
+
+    def decode(self, latents: Tensor | SparseCode, norm: Norm | None = None) -> Tensor:
+        """Reconstruction `[..., d_out]` without the skip term (which needs the input).
+
+        Args:
+            latents (`Tensor` or [`SparseCode`]): `[..., d_sae]`.
+            norm (`tuple`, *optional*): per-token `(mean, std)`, needed by dense latents under `layer_norm`; a code
+                carries its own.
+
+        Raises:
+            ValueError: for dense latents under `layer_norm` without `norm`.
+        """
+        if norm is None and isinstance(latents, SparseCode):
+            norm = latents.norm
+        out = self.to_output_units(self.decoder(latents), norm)
+        undo_mean = norm is not None and self.config.input_norm == "layer_norm" and not self.config.is_transcoder
+        return out + norm[0] if undo_mean else out
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        target: Tensor | None = None,
+        state: TrainingState | None = None,
+        output_pre_activations: bool = False,
+    ) -> SAEOutput:
+        """Reconstruct, and compute the loss where there is something to compare with.
+
+        Args:
+            hidden_states (`Tensor`): `[..., d_in]`.
+            target (`Tensor`, *optional*): `[..., d_out]`; an SAE's is its input.
+            state ([`TrainingState`], *optional*): schedules, counters and the loss normaliser; without it the batch's
+                own variance normalises.
+            output_pre_activations (`bool`): return them.
+        """
+        x, norm = self.normalize(hidden_states)
+        latents, pre = self.latents_of(x, norm, state)
+        reconstruction = self.decode(latents, norm)
+        if self.skip is not None:
+            reconstruction = reconstruction + self.skip(x)
+        output = SAEOutput(reconstruction=reconstruction, latents=latents)
+        if target is None and (state is not None or self.training) and not self.config.is_transcoder:
+            target = hidden_states
+        if target is not None:
+            error = target - reconstruction
+            state = state or TrainingState(normaliser=total_variance(target))
+            output.losses = {"reconstruction": error.square().sum(-1).mean() / state.normaliser}
+            output.losses |= self.penalties(Pass(x, norm, latents, pre, error, state))
+            output.loss = torch.stack(list(output.losses.values())).sum()
+        if output_pre_activations:
+            output.pre_activations = self.pre_activations(x) if pre is None else pre
+        return output
+
+    def penalties(self, result: Pass) -> dict[str, Tensor]:
+        """What the architecture adds to the reconstruction loss: weighted scalars by name."""
+        return {}
+
+    @torch.no_grad()
+    def initialize_from(self, x: Tensor, target: Tensor, state: TrainingState) -> None:
+        """Fits scale and biases to a sample of activations `[tokens, d_in]` and `[tokens, d_out]` before training.
+
+        Sets `state.normaliser`. The input scale (under `input_norm="scalar"`) makes the mean variance per dimension 1; the decoder bias starts
+        at the mean of the targets, so that the dictionary need not learn it.
+        """
+        state.normaliser = total_variance(target)
+        if self.config.input_norm == "scalar":
+            self.config.input_scale = math.sqrt(self.config.d_in / total_variance(x))
+        normalised, _ = self.normalize(target) if not self.config.is_transcoder else (target, None)
+        self.decoder.bias.copy_(normalised.mean(0))
+
+    @torch.no_grad()
+    def before_step(self, state: TrainingState) -> None:
+        """Called before the forward passes of an optimiser step: schedules."""
+
+    @torch.no_grad()
+    def project_gradients(self) -> None:
+        """Removes from each decoder row's gradient the part along the row, which normalisation would undo anyway."""
+        weight, grad = self.decoder.weight, self.decoder.weight.grad
+        if self.unit_norm_decoder and grad is not None:
+            grad.addcmul_((grad * weight).sum(-1, keepdim=True), weight, value=-1)
+
+    @torch.no_grad()
+    def after_step(self, state: TrainingState, output: SAEOutput) -> None:
+        """Called after an optimiser step: decoder rows return to unit norm."""
+        if self.unit_norm_decoder:
+            weight = self.decoder.weight
+            weight.div_(torch.linalg.vector_norm(weight, dim=-1, keepdim=True).clamp_min_(1e-12))
+
+    @property
+    def W_enc(self) -> Tensor:
+        """`[d_in, d_sae]`, read-only; a LoRA on the encoder is merged in."""
+        merged = self.encoder
+        delta = sum(merged.get_delta_weight(a) for a in getattr(merged, "active_adapters", []))
+        return (merged.weight.detach() + delta).T
+
+    @property
+    def b_enc(self) -> Tensor:
+        """`[d_sae]`, read-only."""
+        return self.encoder.bias.detach()
+
+    @property
+    def W_dec(self) -> Tensor:
+        """`[d_sae, d_out]`, read-only."""
+        return self.decoder.weight.detach()
+
+    @property
+    def b_dec(self) -> Tensor:
+        """`[d_out]`, read-only."""
+        return self.decoder.bias.detach()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str, *model_args: Any, **kwargs: Any) -> Any:
+        """transformers' `from_pretrained`, strictly: see [`CheckpointError`] and [`ConfigError`] for what is refused."""
+        name, want_info = str(pretrained_model_name_or_path), kwargs.pop("output_loading_info", False)
+        hub_keys = ("subfolder", "revision", "token", "cache_dir", "local_files_only", "force_download")
+        hub_kwargs = {key: kwargs[key] for key in hub_keys if key in kwargs}
+        model, info = load_strictly(super().from_pretrained, pretrained_model_name_or_path, *model_args, **kwargs)
+        if pretrained_model_name_or_path is not None:
+            model.feature_stats = read_feature_stats(name, model.config.d_sae, hub_kwargs)
+        return (model, info) if want_info else model
+
+    def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
+        """transformers' `save_pretrained`, atomically, with the feature statistics beside the weights."""
+        if Path(save_directory).is_file():
+            raise CheckpointError(f"{str(save_directory)!r} is a file: give a folder.")
+        push = kwargs.pop("push_to_hub", False)
+        repo_id = kwargs.pop("repo_id", Path(save_directory).name)
+        with atomic_folder(save_directory) as folder:
+            super().save_pretrained(folder, *args, **kwargs)
+            if self.feature_stats is not None:
+                save_file({k: v.contiguous().cpu() for k, v in self.feature_stats.items()}, folder / FEATURE_STATS)
+        if push:
+            self.push_to_hub(repo_id)

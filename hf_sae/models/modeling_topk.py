@@ -1,0 +1,128 @@
+"""TopK: the k largest pre-activations of each token, rectified.
+
+Gao et al. 2024, "Scaling and evaluating sparse autoencoders" (arXiv 2406.04093): `z = ReLU(top_k(W_enc (x - b_dec) +
+b_enc))`. What the saved model does at inference is the same. Dead latents are revived by AuxK: the k_aux largest of
+the dead latents' pre-activations reconstruct what the live ones left over.
+
+* Where the encoder is a plain `nn.Linear`, only the selected rows get a gradient product (`sparse_ops`).
+* AuxK is a compact dense product over the dead rows: its gradient reaches encoder and decoder of dead latents only.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .configuration_sae import SAEConfig, strict_config
+from .modeling_sae import SAE, Norm
+from .outputs import Pass, TrainingState
+from .sparse_code import SparseCode
+from .sparse_ops import SelectedPreActivations
+
+
+@strict_config
+class TopKConfig(SAEConfig):
+    """[`SAEConfig`] plus the number of active latents.
+
+    Args:
+        k (`int`): latents per token.
+        k_start (`int`, *optional*): train with so many at first, and fewer with every step down to `k`.
+        k_anneal_share (`float`): share of the training steps over which `k_start` falls to `k`.
+        aux_coefficient (`float`): weight of the AuxK loss; the paper's 1/32. 0 switches it off.
+        k_aux (`int`, *optional*): dead latents per token in AuxK; `None` is the paper's rule of thumb, `d_out / 2`.
+    """
+
+    model_type = "hf_sae_topk"
+
+    k: int = 32
+    k_start: int | None = None
+    k_anneal_share: float | int = 0.1
+    aux_coefficient: float | int = 1 / 32
+    k_aux: int | None = None
+
+    def validate_k(self) -> None:
+        """Every count of latents lies between 1 and `d_sae`."""
+        for name in ("k", "k_start", "k_aux"):
+            value = getattr(self, name)
+            if value is not None and not 1 <= value <= self.d_sae:
+                raise ValueError(f"{name}={value} must be between 1 and d_sae={self.d_sae}.")
+        if self.k_start is not None and self.k_start < self.k:
+            raise ValueError(
+                f"k_start={self.k_start} is below k={self.k}: annealing goes downwards. Leave it out or raise it."
+            )
+        if not 0 <= self.k_anneal_share <= 1:
+            raise ValueError(f"k_anneal_share={self.k_anneal_share} must be between 0 and 1.")
+        if not 0 <= self.aux_coefficient < float("inf"):
+            raise ValueError(f"aux_coefficient={self.aux_coefficient} must be a finite number, 0 or more.")
+
+
+class TopKSAE(SAE):
+    """An autoencoder with exactly `config.k` selected latents per token."""
+
+    config: TopKConfig
+
+    def __init__(self, config: TopKConfig) -> None:
+        super().__init__(config)
+        self.post_init()
+
+    def activate(self, pre_activations: Tensor) -> Tensor:
+        """Dense latents of the `config.k` largest pre-activations."""
+        return self._select(pre_activations, self.config.k, None).to_dense()
+
+    def latents_of(
+        self, x: Tensor, norm: Norm | None, state: TrainingState | None = None
+    ) -> tuple[SparseCode, Tensor | None]:
+        """A fixed-k code; `state.k` is used while a schedule changes it."""
+        k = self.config.k if state is None or state.k is None else state.k
+        if torch.is_grad_enabled() and self._encoder_is_plain():
+            return self._select_sparsely(x, k, norm), None
+        pre = self.pre_activations(x)
+        return self._select(pre, k, norm), pre
+
+    def _select(self, pre: Tensor, k: int, norm: Norm | None) -> SparseCode:
+        values, indices = pre.topk(k, dim=-1, sorted=False)
+        return SparseCode(torch.relu(values), indices, None, self.config.d_sae, norm)
+
+    def _select_sparsely(self, x: Tensor, k: int, norm: Norm | None) -> SparseCode:
+        rows = x.reshape(-1, x.shape[-1])
+        shift = self.decoder() if self.config.subtracts_bias else None
+        with torch.no_grad():
+            pre = F.linear(rows if shift is None else rows - shift, self.encoder.weight, self.encoder.bias)
+            indices = pre.topk(k, dim=-1, sorted=False).indices
+        values = SelectedPreActivations.apply(rows, self.encoder.weight, self.encoder.bias, shift, pre, indices)
+        shape = (*x.shape[:-1], k)
+        return SparseCode(torch.relu(values).view(shape), indices.view(shape), None, self.config.d_sae, norm)
+
+    def _encoder_is_plain(self) -> bool:
+        # LoRA, quantised and offloaded encoders, and encoders with hooks, must be called as modules
+        encoder = self.encoder
+        hooked = encoder._forward_hooks or encoder._forward_pre_hooks or encoder._backward_hooks
+        return type(encoder) is nn.Linear and not hooked and "forward" not in vars(encoder)
+
+    def penalties(self, result: Pass) -> dict[str, Tensor]:
+        """AuxK (eq. in section A.2 of the paper, with the loss's one normaliser): zero without dead latents."""
+        dead = result.state.dead()
+        if dead is None or not self.config.aux_coefficient or not dead.any():
+            return {}
+        index = dead.nonzero().squeeze(1)
+        k_aux = min(self.config.k_aux or max(self.config.d_out // 2, 1), index.numel())
+        x = result.x.reshape(-1, result.x.shape[-1])
+        if self.config.subtracts_bias:
+            x = x - self.decoder().detach()
+        pre = F.linear(x.detach(), self.encoder.weight[index], self.encoder.bias[index])
+        values, chosen = pre.topk(k_aux, dim=-1, sorted=False)
+        latents = torch.zeros_like(pre).scatter(-1, chosen, torch.relu(values))
+        left_over = result.error.detach().reshape(-1, result.error.shape[-1])
+        norm = None if result.norm is None else tuple(part.reshape(-1, 1) for part in result.norm)
+        error = left_over - self.to_output_units(latents @ self.decoder.weight[index], norm)
+        # few dead latents must not each be pulled as hard as many would be
+        share = k_aux / (self.config.k_aux or max(self.config.d_out // 2, 1))
+        scale = self.config.aux_coefficient * share / result.state.normaliser
+        return {"auxk": scale * error.square().sum(-1).mean()}
+
+    @torch.no_grad()
+    def before_step(self, state: TrainingState) -> None:
+        """`state.k`: linear from `k_start` to `k` over the first `k_anneal_share` of the steps."""
+        start, k = self.config.k_start, self.config.k
+        steps = self.config.k_anneal_share * state.total_steps
+        done = 1.0 if start is None or steps < 1 else min(1.0, state.step / steps)
+        state.k = k if start is None else round(start + (k - start) * done)
