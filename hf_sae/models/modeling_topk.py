@@ -16,7 +16,7 @@ from .configuration_sae import SAEConfig, strict_config
 from .modeling_sae import SAE, Norm
 from .outputs import Pass, TrainingState
 from .sparse_code import SparseCode
-from .sparse_ops import SelectedPreActivations
+from .sparse_ops import SelectedPreActivations, top_k
 
 
 @strict_config
@@ -79,15 +79,15 @@ class TopKSAE(SAE):
         return self._select(pre, k, norm), pre
 
     def _select(self, pre: Tensor, k: int, norm: Norm | None) -> SparseCode:
-        values, indices = pre.topk(k, dim=-1, sorted=False)
-        return SparseCode(torch.relu(values), indices, None, self.config.d_sae, norm)
+        indices = top_k(pre, k)
+        return SparseCode(torch.relu(pre.gather(-1, indices)), indices, None, self.config.d_sae, norm)
 
     def _select_sparsely(self, x: Tensor, k: int, norm: Norm | None) -> SparseCode:
         rows = x.reshape(-1, x.shape[-1])
         shift = self.decoder() if self.config.subtracts_bias else None
         with torch.no_grad():
             pre = F.linear(rows if shift is None else rows - shift, self.encoder.weight, self.encoder.bias)
-            indices = pre.topk(k, dim=-1, sorted=False).indices
+            indices = top_k(pre, k)
         values = SelectedPreActivations.apply(rows, self.encoder.weight, self.encoder.bias, shift, pre, indices)
         shape = (*x.shape[:-1], k)
         return SparseCode(torch.relu(values).view(shape), indices.view(shape), None, self.config.d_sae, norm)
