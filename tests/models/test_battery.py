@@ -23,7 +23,7 @@ pytestmark = pytest.mark.parametrize("case", CASES, ids=str)
 
 
 def test_round_trip_is_exact(case: Case, tmp_path: Path) -> None:
-    sae, (x, target) = case.build(), case.batch()
+    sae, (x, _target) = case.build(), case.batch()
     sae.feature_stats = {"density": torch.rand(D_SAE), "maximum": torch.rand(D_SAE)}
     sae.save_pretrained(tmp_path)
     for loaded in (AutoSAE.from_pretrained(tmp_path), AutoModel.from_pretrained(tmp_path)):
@@ -84,7 +84,7 @@ def test_truncated_file_and_unknown_keys_are_refused(case: Case, tmp_path: Path)
 
 def test_config_class_is_strict_itself(case: Case) -> None:
     config_class, _ = registered()[case.model_type]
-    own = {f for f in config_class.__dataclass_fields__} - set(PreTrainedConfig.__dataclass_fields__)
+    own = set(config_class.__dataclass_fields__) - set(PreTrainedConfig.__dataclass_fields__)
     assert own <= set(config_class.__validators__), "decorate the class with strict_config again"
     config = case.config()
     with pytest.raises(ConfigError, match="d_sae"):
