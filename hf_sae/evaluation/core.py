@@ -3,33 +3,26 @@
 from __future__ import annotations
 
 import json
-import platform
 import warnings
 from collections.abc import Mapping
-from importlib import metadata
-from pathlib import Path
 from typing import Any, overload
 
-import torch
-import transformers
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..errors import DataError
 from ..hosts import fingerprint
-from ..metrics import METRIC_KEYS, dead_fraction, summarise
 from ..models.modeling_sae import SAE
-from .bootstrap import intervals
+from .bootstrap import DocumentSums
 from .controls import Moments, low_rank, random_dictionary
 from .passes import first_pass, inference, second_pass, why_not_language_model
-from .report import EvalReport, Metric
-from .samples import Sample, open_source
+from .report import EvalReport
+from .samples import open_source
+from .summary import describe, notes_on, summarise_trial
 from .trial import Trial, single_points
 
 
 DEFAULT_CONTEXT = 128
-FEW_DOCUMENTS = 20
-CONTROL_KEYS = ("l0", "fvu", "ce_recovered", "delta_ce")
 
 
 @overload
@@ -94,31 +87,26 @@ def evaluate(
         if value < 1:
             raise ValueError(f"{name}={value} must be at least 1.")
     saes = dict(sae) if isinstance(sae, Mapping) else {"sae": sae}
-    context_length = context_length or _recorded(saes, "context_length", DEFAULT_CONTEXT)
-    positions = positions if positions is not None else _recorded(saes, "positions", "all")
+    trials = {name: Trial(model, *single_points(model), wants_controls=controls) for name, model in saes.items()}
     identity = fingerprint(host, tokenizer)
     for name, model in saes.items():
-        _check_host(name, model, identity)
-    trials = {name: Trial(model, *single_points(model), wants_controls=controls) for name, model in saes.items()}
+        _warn_of_another_host(name, model, identity)
+    context_length = context_length or _recorded(saes, "context_length", DEFAULT_CONTEXT)
+    positions = positions if positions is not None else _recorded(saes, "positions", "all")
     options = {"batch_size": batch_size, "positions": positions, "column": column, "split": split, "seed": seed}
     source, info = open_source(dataset, tokenizer, context_length=context_length, **options)
-    reason = why_not_language_model(host)
+    no_language = why_not_language_model(host)
     with inference(host, *saes.values()):
         sample = first_pass(source, host, list(trials.values()), n_tokens, progress)
-        sample.info = info
         for trial in trials.values():
             _fit_controls(trial, control_sample, seed)
-        second_pass(sample, host, list(trials.values()), reason is None and sample.has_text, progress)
-    described = {
-        "host": _describe(host) | {"fingerprint": identity},
-        "positions": positions,
-        "context_length": context_length,
-    }
-    reports = {}
-    for name, trial in trials.items():
-        notes = _notes(reason, sample, controls and control_sample is None)
-        reports[name] = _report(trial, sample, seed, notes, described)
-        trial.sae.feature_stats = reports[name].feature_stats
+        second_pass(sample, host, list(trials.values()), no_language is None and sample.has_text, progress)
+    sample.info = {"positions": positions, **info}
+    notes = notes_on(sample, no_language, flattered=controls and control_sample is None)
+    described = describe(host) | {"fingerprint": identity}
+    reports = {name: summarise_trial(trial, sample, described, notes, seed) for name, trial in trials.items()}
+    for name, model in saes.items():
+        model.feature_stats = reports[name].feature_stats
     return reports if isinstance(sae, Mapping) else reports["sae"]
 
 
@@ -129,7 +117,7 @@ def _recorded(saes: Mapping[str, SAE], key: str, default: Any) -> Any:
     return found[0] if found else default
 
 
-def _check_host(name: str, sae: SAE, identity: Mapping[str, Any]) -> None:
+def _warn_of_another_host(name: str, sae: SAE, identity: Mapping[str, Any]) -> None:
     recorded = (sae.config.provenance or {}).get("host")
     if not isinstance(recorded, Mapping):
         return
@@ -168,99 +156,4 @@ def _fit_controls(trial: Trial, given: Tensor | tuple[Tensor, Tensor] | None, se
         "random": random_dictionary(trial.sae, trial.bias_total / trial.tokens, rank, seed),
     }
     for name in trial.controls:
-        trial.sums[name] = type(trial.sums["sae"])()
-
-
-def _notes(reason: str | None, sample: Sample, flattered: bool) -> list[str]:
-    notes = []
-    if reason is not None:
-        notes.append(f"No loss metrics: {reason}")
-    documents = len(sample.documents())
-    if documents < 2:
-        notes.append("No intervals: all tokens come from one document.")
-    elif documents < FEW_DOCUMENTS:
-        notes.append(f"Intervals rest on {documents} documents and are rough: use more tokens or shorter documents.")
-    if flattered:
-        notes.append("The linear control was fitted on the evaluated tokens, which flatters it.")
-    return notes
-
-
-def _report(trial: Trial, sample: Sample, seed: int, notes: list[str], described: dict[str, Any]) -> EvalReport:
-    table = trial.sums["sae"].table()
-    values = _metrics(table, seed)
-    stats = trial.feature_stats()
-    d_sae = trial.sae.config.d_sae
-    values["dead_fraction"] = Metric(dead_fraction(stats["density"]))
-    l0 = values["l0"]
-    values["density"] = Metric(*(None if part is None else part / d_sae for part in (l0.value, l0.low, l0.high)))
-    sae = {"hook_in": trial.hook_in, "hook_out": trial.hook_out, "d_sae": d_sae}
-    baselines = {name: _metrics(sums.table(), seed) for name, sums in trial.sums.items() if name != "sae"}
-    predicted = int(table["predictions"].sum()) if "predictions" in table else 0
-    return EvalReport(
-        metrics={key: values.get(key, Metric(None)) for key in METRIC_KEYS},
-        n_tokens=sample.kept,
-        n_documents=len(sample.documents()),
-        counts={
-            "seen": sample.seen,
-            "masked": sample.seen - sample.kept,
-            "predicted": predicted,
-            "norm_outliers": trial.norm_outliers(),
-        },
-        seed=seed,
-        dataset=sample.info,
-        sae=_describe(trial.sae) | sae,
-        sha256=sample.sha256,
-        versions=_versions(),
-        notes=notes,
-        controls={
-            name: {key: metrics[key] for key in CONTROL_KEYS if key in metrics} for name, metrics in baselines.items()
-        },
-        density=_density_summary(stats["density"]),
-        feature_stats=stats,
-        **described,
-    )
-
-
-def _metrics(table: dict[str, Tensor], seed: int) -> dict[str, Metric]:
-    values = summarise({key: column.sum() for key, column in table.items()})
-    ranges = intervals(table, summarise, seed)
-    return {key: Metric.of(value.item(), ranges[key]) for key, value in values.items()}
-
-
-def _density_summary(density: Tensor) -> dict[str, Any]:
-    levels = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
-    exact = density.double().sort().values
-    picks = {f"{level:g}": exact[round(level * (len(exact) - 1))].item() for level in levels}
-    decades = torch.tensor([10.0**power for power in range(-6, 1)], dtype=torch.float64)
-    alive = exact[exact > 0]
-    bins = torch.bucketize(alive, decades, right=False)
-    counts = torch.bincount(bins, minlength=len(decades) + 1).tolist()
-    names = ["<=1e-6", *(f"1e{power - 1} to 1e{power}" for power in range(-5, 1))]
-    return {"quantiles": picks, "histogram": {"0": int((exact == 0).sum()), **dict(zip(names, counts, strict=False))}}
-
-
-def _describe(model: PreTrainedModel) -> dict[str, Any]:
-    name = getattr(model.config, "_name_or_path", "") or type(model).__name__
-    return {
-        "name": Path(name).name
-        if Path(name).is_absolute()
-        else name,  # a folder of this machine is nobody else's business
-        "revision": getattr(model.config, "_commit_hash", None),
-        "class": type(model).__name__,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "device": model.device.type,
-        "attention": getattr(model.config, "_attn_implementation", None),
-    }
-
-
-def _versions() -> dict[str, str]:
-    try:
-        own = metadata.version("hf-sae")
-    except metadata.PackageNotFoundError:
-        own = "source"
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "hf_sae": own,
-    }
+        trial.sums[name] = DocumentSums()

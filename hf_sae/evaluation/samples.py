@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -86,6 +87,11 @@ class Sample:
         return torch.cat([batch.documents_known[batch.keep_known] for batch in self.batches]).unique()
 
     @property
+    def context_length(self) -> int:
+        """Positions per row, of the longest batch."""
+        return max(batch.keep_known.shape[1] for batch in self.batches)
+
+    @property
     def has_text(self) -> bool:
         """Whether every batch has token ids, so that next-token losses are defined."""
         return all("input_ids" in batch.inputs for batch in self.batches)
@@ -95,6 +101,11 @@ def _known(tensor: Tensor | None) -> Tensor:
     if tensor is None:
         raise DataError("a batch without positions: it has to run through the host before it is counted.")
     return tensor
+
+
+def public_name(name: str) -> str:
+    """A name as it may be published: of an absolute path, only the last part."""
+    return Path(name).name if Path(name).is_absolute() else name
 
 
 def trim(batch: EvalBatch, room: int) -> EvalBatch:
@@ -126,16 +137,16 @@ def open_source(
     Raises:
         DataError: if text is given without a tokenizer.
     """
-    info: dict[str, Any] = {}
     if dataset is None:
-        dataset, info = stdlib_corpus("test"), dict(corpus_info("test"))
-        split = None
-    if _is_ready(dataset):
-        return _from_ready(dataset), {"name": type(dataset).__name__, **_given_info(dataset)}
+        source, info = stdlib_corpus("test"), dict(corpus_info("test"))
+    else:
+        source, info = dataset, {}
+    if _is_ready(source):
+        return _from_ready(source), _given_info(source)
     if tokenizer is None:
         raise DataError("text needs its tokenizer: pass the host's, or give batches of host inputs as the dataset.")
     tokens = TokenDataset(
-        dataset,
+        source,
         tokenizer,
         context_length=context_length,
         batch_size=batch_size,
@@ -144,11 +155,16 @@ def open_source(
         split=split or "test",
         seed=seed,
     )
-    return _from_ready(tokens), {**_given_info(tokens), **info}
+    given = _given_info(tokens)
+    if not isinstance(source, str | Path | Mapping):
+        given["split"] = None  # data in memory is of no split that we know of
+    return _from_ready(tokens), given | info
 
 
 def _given_info(source: Any) -> dict[str, Any]:
-    return dict(source.info()) if isinstance(source, TokenDataset) else {}
+    info = source.info() if isinstance(source, TokenDataset) else {"dataset": type(source).__name__}
+    public = {key: public_name(value) if isinstance(value, str) else value for key, value in info.items()}
+    return {"name": public.pop("dataset", None), **public}
 
 
 def _is_ready(dataset: Any) -> bool:
