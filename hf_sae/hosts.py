@@ -42,7 +42,8 @@ def resolve(host: nn.Module, point: str | HookPoint) -> Site:
     tower = choose_tower(host, point)
     if point.name in HOST_NAMES:
         path = _embedding_path(host, tower) if point.name == "embed" else _final_path(host, tower)
-        return _site(host, point.text, path, "output", _module_width(host, path))
+        width = _module_width(host, path) or hidden_size(host.get_submodule(tower.model_path))
+        return _site(host, point.text, path, "output", width)
     if point.layer is None or point.layer >= tower.n_layers:
         last = tower.n_layers - 1
         raise HookPointError(
@@ -52,7 +53,7 @@ def resolve(host: nn.Module, point: str | HookPoint) -> Site:
     if point.name in _SIMPLE:
         width = hidden_size(host.get_submodule(tower.model_path))
         return _site(host, point.text, block, _SIMPLE[point.name], width, block)
-    found = wiring_of(host, tower, point.layer).get(point)
+    found = wiring_of(host, tower, point.layer).place(point)
     path = f"{block}.{found.path}" if found.path else block
     return _site(host, point.text, path, found.side, found.width, block, flat=found.flat, stream=found.stream)
 
