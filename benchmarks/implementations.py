@@ -79,7 +79,7 @@ class PlainTorch:
         self.encoder = nn.Parameter(self.decoder.detach().clone())
         self.b_enc, self.b_dec = nn.Parameter(torch.zeros(task.d_sae)), nn.Parameter(torch.zeros(task.d))
         parameters = [self.encoder, self.b_enc, self.decoder, self.b_dec]
-        self.optimizer = torch.optim.Adam(parameters, lr=task.options.get("lr", 4e-4))
+        self.optimizer = torch.optim.Adam(parameters, lr=task.options.get("lr", 4e-3))
 
     def step(self, x: Tensor) -> None:
         if not self.started:
@@ -225,16 +225,17 @@ class Row:
 
 ROWS: dict[str, Row] = {
     "hf_sae": Row(Ours, "defaults"),
+    "hf_sae-tuned": Row(Ours, "Adam 4e-3", {"learning_rate": 4e-3}),
     "saelens": Row(SAELens, "defaults: Adam 3e-4, constant", distribution="sae-lens"),
     "saelens-tuned": Row(
-        SAELens, "Adam 1e-3, decay 30 %, fused", {"lr": 1e-3, "decay_share": 0.3, "fused": True}, "sae-lens"
+        SAELens, "Adam 3e-3, decay 30 %, fused", {"lr": 3e-3, "decay_share": 0.3, "fused": True}, "sae-lens"
     ),
     "sparsify": Row(Sparsify, "defaults: schedule-free SignSGD, no AuxK", distribution="eai-sparsify"),
     "sparsify-adam": Row(
         Sparsify,
-        "its Adam, short warm-up, fused",
-        {"optimizer": "adam", "lr": 8e-4, "warmup_steps": 6, "fused": True},
+        "its Adam at 4e-3, short warm-up, fused",
+        {"optimizer": "adam", "lr": 4e-3, "warmup_steps": 6, "fused": True},
         "eai-sparsify",
     ),
-    "torch": Row(PlainTorch, "dense autograd, Adam 4e-4"),
+    "torch": Row(PlainTorch, "dense autograd, Adam 4e-3"),
 }
