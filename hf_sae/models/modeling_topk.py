@@ -19,6 +19,9 @@ from .sparse_code import SparseCode
 from .sparse_ops import SelectedPreActivations, top_k
 
 
+SCALE_TOKENS = 4096  # activations that the length of the encoder rows is fitted to
+
+
 @strict_config
 class TopKConfig(SAEConfig):
     """[`SAEConfig`] plus the number of active latents.
@@ -118,6 +121,23 @@ class TopKSAE(SAE):
         share = k_aux / (self.config.k_aux or max(self.config.d_out // 2, 1))
         scale = self.config.aux_coefficient * share / result.state.normaliser
         return {"auxk": scale * error.square().sum(-1).mean()}
+
+    @torch.no_grad()
+    def initialize_from(self, x: Tensor, target: Tensor, state: TrainingState) -> None:
+        """As in [`SAE`]; then encoder rows are shortened until the first reconstructions have the right length.
+
+        The rows of an overcomplete dictionary overlap, so that k projections on unit rows add up to several times the
+        input. The factor is the least-squares one for a sample.
+        """
+        super().initialize_from(x, target, state)
+        if self.config.is_transcoder:  # random rows reconstruct nothing that could be scaled
+            return
+        sample, _ = self.normalize(x[:SCALE_TOKENS])
+        centred = sample - self.decoder.bias
+        reconstruction = self.decoder(self.latents_of(sample, None)[0]) - self.decoder.bias
+        scale = (reconstruction * centred).sum() / reconstruction.square().sum().clamp_min(1e-12)
+        if scale > 0:
+            self.encoder.weight.mul_(scale)
 
     @torch.no_grad()
     def before_step(self, state: TrainingState) -> None:
