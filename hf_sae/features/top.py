@@ -191,11 +191,11 @@ def hidden_at(host: PreTrainedModel, sae: SAE, **inputs: torch.Tensor) -> torch.
     from ..hooks import read
 
     point = sae.config.hook_in
-    if point is None:
+    if not isinstance(point, str):
         raise HookPointError(
-            "the autoencoder does not say which place it reads. Set sae.config.hook_in, such as 'resid_post.6'."
+            f"the autoencoder reads {point!r}. Set sae.config.hook_in to one place, such as 'resid_post.6'."
         )
-    hidden = read(host, [point], **{name: value.to(host.device) for name, value in inputs.items()})[point]
+    hidden = read(host, [point], **inputs)[point]
     if hidden.shape[-1] != sae.config.d_in:
         raise HookPointError(
             f"{point!r} of {type(host).__name__} is {hidden.shape[-1]} wide, and the autoencoder has d_in={sae.config.d_in}. "
