@@ -55,13 +55,12 @@ def steer(
         host (`PreTrainedModel`): any model that has the places of the autoencoder.
         sae ([`SAE`] or `dict`): the autoencoder, or `{sae: edits}` for several, in this order where they share a place.
         edits ([`Edit`] or `list`, *optional*): what to do; a list composes, later edits seeing the earlier ones' latents.
-        rows (`list`, *optional*): instead of `edits`: the edits of each row of the batch, `None` for a row that is left alone. Beams
-            and returned sequences of a row are steered like the row.
-        positions (`str`, `Tensor` or `Callable`): `"all"`, `"prompt"`, `"generated"`, a bool mask `[batch, prompt length]`
-            (what is generated after it is left alone), or a function from a [`Call`] to a bool mask `[batch, tokens of
-            this call]`.
-        include_special (`bool`): steer BOS and padding too. Padding is known from the attention mask, BOS from its id (a host
-            called with embeddings alone has no ids, so its BOS is not left out).
+        rows (`list`, *optional*): instead of `edits`, those of each row of the batch; `None` leaves a row alone. Beams and
+            returned sequences are steered like the row they come from.
+        positions (`str`, `Tensor` or `Callable`): `"all"`, `"prompt"`, `"generated"`, a bool mask `[batch, prompt
+            length]`, or a function from a [`Call`] to a bool mask `[batch, tokens of this call]`.
+        include_special (`bool`): steer BOS and padding too. They are known from ids and attention mask: a host that is
+            called with embeddings alone has no BOS to leave out.
         tokenizer (*optional*): says what BOS is; otherwise `host.config.bos_token_id` does.
 
     Raises:

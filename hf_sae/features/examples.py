@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..data import TokenBatch, TokenDataset
 from ..errors import DataError
 from ..terminal import Strip
 from .contexts import ABSENT, ContextStore
@@ -23,7 +24,6 @@ from .top import hidden_at
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from ..data import TokenBatch
     from ..models.modeling_sae import SAE
 
 
@@ -120,12 +120,9 @@ def top_contexts(
     n_tokens: int = 100_000,
     n_examples: int = 10,
     window: int = 12,
-    context_length: int = 128,
-    batch_size: int = 16,
-    column: str | None = None,
-    split: str = "train",
+    **data: Any,
 ) -> TopContexts:
-    """Reads text and keeps the contexts in which each latent is strongest, one per document and context, without repeats.
+    """Reads text and keeps the contexts in which each latent is strongest, one per document and row, without repeats.
 
     Memory: about `len(latents) * n_examples * (2 * window + 1) * 8` bytes, however many tokens are read.
 
@@ -134,27 +131,21 @@ def top_contexts(
         host (`PreTrainedModel`): the model it belongs to.
         tokenizer: of the host.
         dataset: what [`TokenDataset`] takes: a Hub id, a file, a list of texts…
-        latents (`list` of `int`, *optional*): which; `None` is all, and the result then has those that fired.
-        n_tokens (`int`): read so many tokens, BOS and padding not counted (rounded up to whole batches), or all there are.
+        latents (`list` of `int`, *optional*): which; `None` gives all that fired.
+        n_tokens (`int`): read so many, BOS and padding not counted (rounded up to whole batches), or all there are.
         n_examples (`int`): contexts per latent.
         window (`int`): tokens shown on each side of the peak.
-        context_length (`int`): tokens per row.
-        batch_size (`int`): rows per batch.
-        column (`str`, *optional*): of the dataset.
-        split (`str`): of the dataset.
+        data: for [`TokenDataset`]: `context_length`, `batch_size`, `packed`, `positions`, `column`, `split`, `seed`.
 
     Raises:
         DataError: if the dataset is empty.
         HookPointError: if the host has no such place, or it has another width.
         ValueError: for a latent that does not exist, or counts below 1.
     """
-    from ..data import TokenDataset
-
     if min(n_tokens, n_examples) < 1 or window < 0:
         raise ValueError(f"n_tokens={n_tokens}, n_examples={n_examples}, window={window}: give 1, 1 and 0 at least.")
     store = ContextStore(_chosen(latents, sae.config.d_sae), sae.config.d_sae, n_examples, window)
-    options = {"context_length": context_length, "batch_size": batch_size, "column": column, "split": split}
-    for batch in TokenDataset(dataset, tokenizer, **options):
+    for batch in TokenDataset(dataset, tokenizer, **data):
         _add(store, sae, host, batch)
         if store.tokens >= n_tokens:
             break

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import html
+import textwrap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..errors import DataError, HookPointError
+from ..hooks import read
 from ..shades import shade, text_on
 from ..terminal import WIDTH, Strip, columns, shorten, visible
 from .tokens import special_ids, token_texts
@@ -72,7 +74,8 @@ class TopFeatures:
         return Strip(self.tokens, shares, maximum=1.0, special=self.special)
 
     def __str__(self) -> str:
-        lines = [str(self._strip()), "", f"Shade: the strongest latent of each token; {self.scale}.", ""]
+        note = textwrap.fill(f"Shade: the strongest latent of each token; {self.scale}.", WIDTH)
+        lines = [str(self._strip()), "", note, ""]
         digits = len(str(len(self.tokens)))
         label = f"{'':>{digits}}  {'token':<{_TOKEN_COLUMNS}}  "
         lines.append(f"{label}latent:activation, strongest first")
@@ -188,8 +191,6 @@ def hidden_at(host: PreTrainedModel, sae: SAE, **inputs: torch.Tensor) -> torch.
     Raises:
         HookPointError: if the place is not known, not there, or has another width.
     """
-    from ..hooks import read
-
     point = sae.config.hook_in
     if not isinstance(point, str):
         raise HookPointError(
