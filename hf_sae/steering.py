@@ -47,9 +47,8 @@ def steer(
 ) -> Generator[None]:
     """Changes latents in every forward pass and `generate` of the host while the context is open.
 
-    An SAE is read and written at its `hook_in`; a transcoder is read at `hook_in`, and the difference is added at
-    `hook_out`, so that its skip term and its error stay. Contexts may be nested; each reads what those entered before
-    it have made of the activation.
+    A transcoder is read at `hook_in`, and the difference is added at `hook_out`, so its skip term stays. Contexts may be
+    nested; each reads what those entered before it have made of the activation.
 
     Args:
         host (`PreTrainedModel`): any model that has the places of the autoencoder.
@@ -69,9 +68,8 @@ def steer(
         ValueError: if a latent or strength is impossible, or `rows` or `positions` do not fit the batch.
     """
     pairs = _by_sae(sae, edits, rows)
-    steerings = [
-        _Steering(host, each, plan, Where(host, positions, include_special, tokenizer)) for each, plan in pairs
-    ]
+    where = Where(host, positions, include_special, tokenizer)
+    steerings = [_Steering(host, each, plan, where) for each, plan in pairs]
     with ExitStack() as stack:
         for steering in steerings:
             for point, function in steering.hooks():

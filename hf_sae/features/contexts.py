@@ -28,9 +28,16 @@ class ContextStore:
         d_sae (`int`): how many there are.
         n_examples (`int`): windows kept per latent.
         window (`int`): tokens on each side of the peak.
+
+    Raises:
+        ValueError: if there is nothing to keep.
     """
 
     def __init__(self, latents: Tensor, d_sae: int, n_examples: int, window: int) -> None:
+        if n_examples < 1 or window < 0:
+            raise ValueError(
+                f"n_examples={n_examples}, window={window}: give at least 1 example and 0 tokens around it."
+            )
         n, width = len(latents), 2 * window + 1
         self.latents, self.n_examples, self.window, self.tokens = latents, n_examples, window, 0
         self.column = torch.full((d_sae,), -1)
@@ -72,13 +79,14 @@ class ContextStore:
         documents = batch.documents.flatten()[tokens[peaks]]
         self._merge(columns[peaks], values[peaks], documents, ids, activations)
 
-    def drop_silent(self) -> None:
-        """Forgets the latents that never fired."""
+    def without_silent(self) -> ContextStore:
+        """The store itself, after forgetting the latents that never fired."""
         fired = self.fired > 0
         for name in ("latents", "fired", "values", "documents", "windows", "activations"):
             setattr(self, name, getattr(self, name)[fired])
         self.column.fill_(-1)
         self.column[self.latents] = torch.arange(len(self.latents))
+        return self
 
     def _windows(self, batch: TokenBatch, peaks: Tensor) -> Tensor:
         """`[peaks, width]`: flat positions around each peak, `ABSENT` outside its row, its document and the text."""

@@ -124,7 +124,7 @@ def top_contexts(
 ) -> TopContexts:
     """Reads text and keeps the contexts in which each latent is strongest, one per document and row, without repeats.
 
-    Memory: about `len(latents) * n_examples * (2 * window + 1) * 8` bytes, however many tokens are read.
+    Memory: about `8 * len(latents) * n_examples * (2 * window + 1)` bytes, however many tokens are read.
 
     Args:
         sae ([`SAE`]): the autoencoder; its `hook_in` is read.
@@ -132,18 +132,16 @@ def top_contexts(
         tokenizer: of the host.
         dataset: what [`TokenDataset`] takes: a Hub id, a file, a list of texts…
         latents (`list` of `int`, *optional*): which; `None` gives all that fired.
-        n_tokens (`int`): read so many, BOS and padding not counted (rounded up to whole batches), or all there are.
+        n_tokens (`int`): read so many and the rest of their batch, BOS and padding not counted.
         n_examples (`int`): contexts per latent.
         window (`int`): tokens shown on each side of the peak.
         data: for [`TokenDataset`]: `context_length`, `batch_size`, `packed`, `positions`, `column`, `split`, `seed`.
 
     Raises:
         DataError: if the dataset is empty.
-        HookPointError: if the host has no such place, or it has another width.
-        ValueError: for a latent that does not exist, or counts below 1.
+        HookPointError: if the host has no such place of that width.
+        ValueError: for a latent that does not exist, or no examples to keep.
     """
-    if min(n_tokens, n_examples) < 1 or window < 0:
-        raise ValueError(f"n_tokens={n_tokens}, n_examples={n_examples}, window={window}: give 1, 1 and 0 at least.")
     store = ContextStore(_chosen(latents, sae.config.d_sae), sae.config.d_sae, n_examples, window)
     for batch in TokenDataset(dataset, tokenizer, **data):
         _add(store, sae, host, batch)
@@ -151,9 +149,7 @@ def top_contexts(
             break
     if store.tokens == 0:
         raise DataError("the dataset has no tokens apart from BOS and padding. Give some text.")
-    if latents is None:
-        store.drop_silent()
-    return TopContexts(store, tokenizer)
+    return TopContexts(store.without_silent() if latents is None else store, tokenizer)
 
 
 def _chosen(latents: Sequence[int] | None, d_sae: int) -> Tensor:
