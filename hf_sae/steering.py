@@ -146,7 +146,7 @@ class _Steering:
             if self.plan.n_rows is not None:
                 mine = _descend_from(rows, x, call)
                 selected = mine.expand(x.shape[:-1]) if keep is None else mine & keep
-            out = _apply(bound, out, source if self.reads else out, selected)
+            out = _apply(bound, out, source, selected)
         return out
 
     def _check_rows(self, x: Tensor, call: Call) -> None:

@@ -339,6 +339,34 @@ def test_rows_follow_beams_and_returned_sequences(host, options) -> None:
     assert not torch.equal(both[n:], run(ids[1:], edits=None))
 
 
+def test_a_mask_of_the_prompt_follows_beams(host) -> None:
+    sae, ids, edit = make_sae(), batch(), add({4: 40.0})
+    mask = torch.zeros_like(ids, dtype=torch.bool)
+    mask[1, 2:] = True
+    options = {"max_new_tokens": 5, "num_beams": 3}
+    with steer(host, sae, edit, positions=mask):
+        both = host.generate(ids, **options)
+    with steer(host, sae, edit, positions="prompt"):
+        second = host.generate(ids, **options)
+    first = host.generate(ids, **options)
+    assert torch.equal(both[0], first[0])
+    with steer(host, sae, edit, positions=mask[1:]):
+        assert torch.equal(both[1:], host.generate(ids[1:], **options))
+    assert not torch.equal(second, first)
+
+
+def test_a_second_context_may_be_entered_while_rows_are_steered(host) -> None:
+    ids, places = batch(), {"hook_in": "mlp_in.1", "hook_out": "mlp_out.1"}
+    first, transcoder = make_sae(), make_sae(**places)
+    # finding mlp_in runs the host, which the open context must not see
+    with steer(host, first, rows=[None, add({4: 5.0})]):
+        got = steered(host, transcoder, scale({3: 2.0}), ids=ids, point="resid_post.1")
+    assert got.isfinite().all()
+    source, before = clean(host, ids[:1], "mlp_in.1"), clean(host, ids[:1], "resid_post.1")
+    expected = before + transcoder.encode(source)[..., 3:4].detach() * transcoder.W_dec[3]
+    torch.testing.assert_close(got[:1, 1:], expected[:, 1:], atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize("skip", [False, True])
 def test_a_transcoder_is_read_at_its_input_and_changes_its_output(host, skip) -> None:
     places = {"hook_in": "model.layers.1.mlp:input", "hook_out": "model.layers.1.mlp"}

@@ -52,6 +52,7 @@ def test_only_the_tokens_around_the_peak_are_shown() -> None:
 def test_lines_are_wrapped_by_columns_not_characters() -> None:
     lines = str(Strip(["猫"] * 100, [0.0] * 100, colour=False)).splitlines()
     assert [columns(line) for line in lines] == [80, 80, 40]
+    assert columns(str(Strip(["猫"] * 50, [0.0] * 50, colour=False, width=9)).splitlines()[0]) == 8
     assert columns("e\u0301") == 1
     assert (shorten("猫猫猫", 5), shorten("猫猫", 4), shorten("abcdef", 4)) == ("猫猫…", "猫猫", "abc…")
 
