@@ -4,7 +4,7 @@ Every hook lives inside a `with` and is removed when it ends, however it ends. H
 gradients pass through them, and nothing is moved except an edit's result, which goes to the activation's device and
 dtype.
 
-Limits: a host under `torch.compile` is compiled anew for each `with` (torch ignores hooks that come after the first
+Limits: a host under `torch.compile` runs eagerly inside the `with` (torch ignores hooks that come after the first
 compiled call); give the compiled host, not the module inside it, so that this can be seen. A module that runs several
 times in one forward is edited each time and captured the last time.
 """
@@ -12,7 +12,7 @@ times in one forward is edited each time and captured the last time.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
 import torch
@@ -23,7 +23,7 @@ from .errors import HookPointError
 from .hook_points import HookPoint, Site
 from .hosts import resolve
 from .taps import Visit, after, tap, taps, track
-from .towers import Tower, host_device, is_compiled, towers_of, unwrap
+from .towers import Tower, host_device, towers_of, unwrap
 
 
 __all__ = ["Activations", "Call", "HookPoint", "capture", "edit", "read", "splice"]
@@ -107,9 +107,7 @@ def read(host: nn.Module, points: str | HookPoint | Sequence[str | HookPoint], *
         if len(kept) == len(sites):
             raise _Done
 
-    with ExitStack() as stack:
-        if is_compiled(host):
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
+    with taps(host) as stack:
         for name, site in sites.items():
             keep = _keeper(kept, name)
             tap(stack, site, keep if offloaded else _then(keep, stop), edits=False)

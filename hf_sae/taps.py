@@ -39,12 +39,14 @@ def suspended() -> Generator[None]:
 
 @contextmanager
 def taps(host: nn.Module) -> Generator[ExitStack]:
-    """A stack for taps on a host; a compiled host is compiled anew with them, and anew without them."""
-    compiled = is_compiled(host)
+    """A stack for taps on a host.
+
+    A compiled host runs eagerly meanwhile: torch ignores hooks that come after the first compiled call, and where it
+    does compile them anew, it loses what they remember between two modules. Its compiled code stays for afterwards.
+    """
     with ExitStack() as stack:
-        if compiled:
-            torch._dynamo.reset()
-            stack.callback(torch._dynamo.reset)
+        if is_compiled(host):
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
         yield stack
 
 
@@ -97,7 +99,7 @@ def tap(stack: ExitStack, site: Site, visit: Visit, edits: bool = True) -> None:
     _hold(stack, register(_Editing(hook) if edits else hook))
     if edits:
         for key in [key for key, other in hooks.items() if not isinstance(other, _Editing)]:
-            hooks.move_to_end(key)
+            hooks[key] = hooks.pop(key)
     if site.stream and site.block is not None:
         _hold(stack, site.block.register_forward_hook(_Editing(_adder(delta)), prepend=True))
 

@@ -95,9 +95,11 @@ class TestCapture:
         assert grad.abs().sum() > 0
 
     def test_what_was_not_captured(self, llama):
-        with capture(llama, "resid_post.1") as acts:
-            with pytest.raises(HookPointError, match="run the host inside the with"):
-                acts["resid_post.1"]
+        with (
+            capture(llama, "resid_post.1") as acts,
+            pytest.raises(HookPointError, match="run the host inside the with"),
+        ):
+            acts["resid_post.1"]
             llama(**text_inputs())
         with pytest.raises(HookPointError, match=r"Captured: 'resid_post\.1'"):
             acts["resid_post.2"]
@@ -180,9 +182,12 @@ class TestEdit:
     def test_the_stream_after_attention_is_replaced_for_everything_after_it(self, name):
         host = ZOO[name]()
         value = torch.randn(2, 7, D)
-        with edit(host, "resid_mid.1", lambda x, call: value):
-            with capture(host, "attn_out.1", "mlp_out.1", "resid_post.1") as acts, torch.no_grad():
-                host(**text_inputs())
+        with (
+            edit(host, "resid_mid.1", lambda x, call: value),
+            capture(host, "attn_out.1", "mlp_out.1", "resid_post.1") as acts,
+            torch.no_grad(),
+        ):
+            host(**text_inputs())
         expected = value + acts["mlp_out.1"]
         if name == "gpt_neox_parallel":
             expected = expected + acts["attn_out.1"]
@@ -208,9 +213,11 @@ class TestEdit:
 
     @pytest.mark.parametrize("wrong", [lambda x: x[:, :1], lambda x: x[..., :1], lambda x: (x,), lambda x: "x"])
     def test_a_wrong_shape_is_refused(self, llama, wrong):
-        with edit(llama, "resid_post.1", lambda x, call: wrong(x)):
-            with pytest.raises(HookPointError, match="return one of the same shape"):
-                llama(**text_inputs())
+        with (
+            edit(llama, "resid_post.1", lambda x, call: wrong(x)),
+            pytest.raises(HookPointError, match="return one of the same shape"),
+        ):
+            llama(**text_inputs())
         assert count_hooks(llama) == 0
 
     def test_gradients_flow_through(self, llama):
@@ -457,14 +464,15 @@ class TestCall:
         assert not note.calls[0].generated_mask.any()
 
     def test_a_module_run_by_itself(self, llama):
-        with edit(llama, "model.layers.1.mlp", lambda x, call: x + call.rows.sum()):
-            with pytest.raises(HookPointError, match="outside a forward call"):
-                llama.model.layers[1].mlp(torch.zeros(1, 1, D))
+        with (
+            edit(llama, "model.layers.1.mlp", lambda x, call: x + call.rows.sum()),
+            pytest.raises(HookPointError, match="outside a forward call"),
+        ):
+            llama.model.layers[1].mlp(torch.zeros(1, 1, D))
 
     def test_in_the_middle_of_a_failed_forward_the_call_is_forgotten(self, llama):
-        with edit(llama, "model.layers.1.mlp", lambda x, call: x + call.rows.sum()):
-            with pytest.raises(IndexError):
-                llama(input_ids=torch.tensor([[1000]]))
+        with edit(llama, "model.layers.1.mlp", lambda x, call: x + call.rows.sum()), pytest.raises(IndexError):
+            llama(input_ids=torch.tensor([[1000]]))
             with pytest.raises(HookPointError, match="outside a forward call"):
                 llama.model.layers[1].mlp(torch.zeros(1, 1, D))
 
@@ -537,9 +545,11 @@ class TestSplice:
             HookPointError, match=r"'resid_post.1' is 32 wide and the autoencoder's d_in is 16.*org/model"
         ):
             splice(llama, Stand(d_in=16)).__enter__()
-        with splice(llama, Stand("model.layers.1.mlp.act_fn", d_in=16, d_out=16)):
-            with pytest.raises(HookPointError, match=f"is {FF} wide and the autoencoder's d_in is 16"):
-                llama(**text_inputs())
+        with (
+            splice(llama, Stand("model.layers.1.mlp.act_fn", d_in=16, d_out=16)),
+            pytest.raises(HookPointError, match=f"is {FF} wide and the autoencoder's d_in is 16"),
+        ):
+            llama(**text_inputs())
         assert count_hooks(llama) == 0
 
     def test_order_and_number_of_places(self, llama):
@@ -587,13 +597,13 @@ class TestPlacement:
         plain, inputs = ZOO["vit"](), ZOO["vit"].inputs()
         del plain.layers[2]
         clean = final_states(plain, inputs)
-        with edit(plain, "resid_mid.1", lambda x, call: x * 2):
+        with edit(plain, "resid_mid.1", lambda x, call: x + torch.arange(D)):
             expected = final_states(plain, inputs)
         host = plain if in_place else torch.compile(plain, backend="eager")
         if in_place:
             host.compile(backend="eager")
         torch.testing.assert_close(final_states(host, inputs), clean)
-        with edit(host, "resid_mid.1", lambda x, call: x * 2), capture(host, "resid_post.1") as acts:
+        with edit(host, "resid_mid.1", lambda x, call: x + torch.arange(D)), capture(host, "resid_post.1") as acts:
             torch.testing.assert_close(final_states(host, inputs), expected)
         torch.testing.assert_close(final_states(host, inputs), clean)
         assert acts["resid_post.1"].shape == (2, 5, D)
