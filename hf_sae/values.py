@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -49,6 +50,7 @@ class Values:
         self.events: list[Event] = []
         self.nodes: list[Tensor] = []
         self._first: list[int] = []
+        self._runs: Counter[tuple[str, str]] = Counter()
 
     def add(self, path: str, side: str, value: Tensor) -> bool:
         """Takes one value (a copy, since some blocks work in place); `True` once the block is done."""
@@ -60,6 +62,7 @@ class Values:
                 self.nodes.append(flat.clone())
                 self._first.append(len(self.events))
             which: Side = "input" if side == "input" else "output"
+            self._runs[path, side] += 1
             self.events.append(Event(len(self.events), path, which, node, value.dim()))
         return path == "" and side == "output"
 
@@ -86,11 +89,14 @@ class Values:
         return self.nodes[node].shape[0]
 
     def seen(self, node: int, side: Side) -> list[Event]:
-        """Where a value entered or left modules inside the block, without dropouts."""
+        """Where a value entered or left modules inside the block; no dropouts, and no modules that run twice."""
         return [
-            e
-            for e in self.events
-            if e.node == node and e.side == side and e.path and not isinstance(self.modules[e.path], nn.Dropout)
+            event
+            for event in self.events
+            if (event.node, event.side) == (node, side)
+            and event.path
+            and self._runs[event.path, side] == 1
+            and not isinstance(self.modules[event.path], nn.Dropout)
         ]
 
     def input_of(self, path: str) -> Event | None:

@@ -14,15 +14,16 @@ from typing import Literal
 from torch import Tensor, nn
 
 from .errors import HookPointError
-from .hook_points import HookPoint, Place, Side
+from .hook_points import HookPoint, Place
 from .probe import run_probe
 from .towers import Tower
 from .values import Event, Sum, Values, common_parent, is_heavy, is_projection, outermost
 
 
-Kind = Literal["attention", "cross-attention", "mixer", "mlp"]
+Kind = Literal["attention", "cross-attention", "mixer", "mlp", "other"]
 _ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
-_MIXER = re.compile(r"mixer|mamba|ssm|rwkv|recurrent|conv|lstm|delta|time_mix", re.IGNORECASE)
+_MIXER = re.compile(r"mixer|mamba|ssm|recurrent|conv|lstm|delta|time_mix", re.IGNORECASE)
+_NOT_ATTENTION = re.compile(r"rwkv", re.IGNORECASE)  # calls its recurrence attention
 _MLP = re.compile(r"mlp|ffn|feed_?forward|moe|expert", re.IGNORECASE)
 _NAMES = ("resid_mid", "attn_in", "attn_z", "attn_out", "mlp_in", "mlp_out")
 
@@ -79,8 +80,8 @@ def wiring_of(host: nn.Module, tower: Tower, layer: int) -> Wiring:
     return known[key]
 
 
-def probe_width(host: nn.Module, module: nn.Module, place: Place) -> int:
-    """Width of a place, from one probe forward of the whole host.
+def probe_width(host: nn.Module, tower: Tower | None, module: nn.Module, place: Place) -> int:
+    """Width of a place, from one probe forward of the tower it is in.
 
     Raises:
         HookPointError: if the host cannot be probed or its probe does not pass through the place.
@@ -92,7 +93,7 @@ def probe_width(host: nn.Module, module: nn.Module, place: Place) -> int:
             width.append(tensor.shape[-1])
         return bool(width)
 
-    run_probe(host, None, {place.path: module}, visit)
+    run_probe(host, tower, {place.path: module}, visit)
     return width[0]
 
 
@@ -117,6 +118,7 @@ class _Block:
     def __init__(self, values: Values) -> None:
         self.values, self.modules = values, values.modules
         self.sums = self._walk_back()
+        self.producers = {total.written: self._producers(total.written) for total in self.sums}
         self.kinds = {total.written: self._kind(total) for total in self.sums}
 
     def resid_mid(self) -> tuple[Event, bool]:
@@ -129,8 +131,10 @@ class _Block:
             return outputs[-1], False
         readers = outermost([event.path for event in self.values.seen(total.before, "input")])
         event = self.values.input_of(readers[0]) if len(readers) == 1 else None
-        if event is None or total.after != self.values.left:
+        if event is None:
             raise _Unexplained(f"the stream before the MLP is read by {len(readers)} modules, not by one norm")
+        if total.after != self.values.left:
+            raise _Unexplained("the MLP is not the last to write to the stream, so an edit could not reach the rest")
         return event, True
 
     def attn_out(self) -> tuple[Event, bool]:
@@ -151,21 +155,21 @@ class _Block:
     def attn_in(self) -> tuple[Event, bool]:
         """What queries, keys and values are projected from."""
         out = self._output_projection()
-        scope = self._child_of_block(out)
+        scope = self._scope(out)
         inside = [p for p in self._projections() if p.startswith(f"{scope}.") and p != out]
         return self._read_by(inside, within=scope), False
 
     def mlp_in(self) -> tuple[Event, bool]:
         """What the MLP reads, after its norm."""
         total = self._only("mlp")
-        path = outermost(self._producers(total.written))[0]
+        path = self.producers[total.written][0]
         if not is_projection(self.modules[path]):
             event = self.values.input_of(path)
             if event is None or self.values.rows(event.node) != self.values.rows(self.values.entered):
                 raise _Unexplained(f"the input of {path!r} is not one vector per token")
             return event, False
         # No module holds the whole MLP: its first matrix is the first one after the stream that it reads.
-        others = [self._child_of_block(self._producers(w)[0]) for w, kind in self.kinds.items() if kind != "mlp"]
+        others = [self._scope(paths[0]) for written, paths in self.producers.items() if written != total.written]
         start = self.values.first(total.before)
         inside = [
             p
@@ -195,22 +199,25 @@ class _Block:
         raise _Unexplained("no sum of what its modules return gives what the block returns, so its wiring is unknown")
 
     def _kind(self, total: Sum) -> Kind:
-        path = self._producers(total.written)[0]
+        path = self.producers[total.written][0]
         segments = path.split(".")
         inner = [".".join(segments[: depth + 1]) for depth in range(len(segments))]
         classes = " ".join(type(self.modules[p]).__name__ for p in inner)
-        if _ATTENTION.search(f"{path} {classes}") and not _MLP.search(classes):
-            scope = self._child_of_block(path)
+        if _MLP.search(classes):
+            return "mlp"
+        if _NOT_ATTENTION.search(classes):
+            return "mixer"
+        if _ATTENTION.search(f"{path} {classes}"):
             rows = self.values.rows(self.values.entered)
-            read = [self.values.input_of(p) for p in self._projections() if p.startswith(f"{scope}.")]
+            read = [self.values.input_of(p) for p in self._projections() if p.startswith(f"{self._scope(path)}.")]
             foreign = any(event is not None and self.values.rows(event.node) != rows for event in read)
             return "cross-attention" if foreign else "attention"
-        if _MLP.search(classes) or not _MIXER.search(f"{path} {classes}"):
-            return "mlp"
-        return "mixer"
+        return "mixer" if _MIXER.search(f"{path} {classes}") else "other"
 
     def _only(self, kind: Kind) -> Sum:
         fitting = [total for total in self.sums if self.kinds[total.written] == kind]
+        if not fitting and kind == "mlp":  # what has no telling name, as in fc1 and fc2, is one if it is alone
+            fitting = [total for total in self.sums if self.kinds[total.written] == "other"]
         if len(fitting) == 1:
             return fitting[0]
         if fitting:
@@ -258,11 +265,15 @@ class _Block:
         event = self.values.input_of(path)
         return -1 if event is None else event.order
 
-    def _child_of_block(self, path: str) -> str:
-        """The module right below the block (or below a list in it) that holds a path."""
+    def _scope(self, path: str) -> str:
+        """The outermost module around a path in which nothing else that writes to the stream is."""
+        others = [paths[0] for paths in self.producers.values() if not f"{path}.".startswith(f"{paths[0]}.")]
         segments = path.split(".")
-        depth = 2 if len(segments) > 2 and isinstance(self.modules[segments[0]], nn.ModuleList) else 1
-        return ".".join(segments[:depth])
+        for depth in range(1, len(segments)):
+            scope = ".".join(segments[:depth])
+            if not any(f"{other}.".startswith(f"{scope}.") for other in others):
+                return scope
+        return path
 
     def _read_by(self, projections: list[str], within: str) -> Event:
         """The first value that some of the matrices read, at the module that holds all its readers."""
