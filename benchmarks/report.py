@@ -103,9 +103,9 @@ def markdown(report: dict[str, Any], args: dict[str, Any]) -> str:
     lines = [
         f"# Training step: {source}, {sizes}",
         "",
-        f"Machine: {facts}. Versions: {versions}. All rows in one run, one at a time, on the same activations in the same",
-        f"order; quality on the same {args['held_out']} held-out tokens with the same code. Target FVU: worst final FVU + 1 %",
-        f"= {report['target_fvu'] or float('nan'):.4f}.",
+        f"Machine: {facts}. Versions: {versions}.",
+        "All rows in one run, one at a time, on the same activations in the same order; quality on the same",
+        f"{args['held_out']} held-out tokens with the same code. Target: FVU {report['target_fvu'] or float('nan'):.4f}, the worst + 1 %.",
         "",
         "| " + " | ".join(COLUMNS) + " |",
         "|" + "---|" * 2 + "---:|" * (len(COLUMNS) - 2),
