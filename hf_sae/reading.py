@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -104,7 +104,7 @@ class HostReader:
 
 
 @contextmanager
-def evaluating(host: nn.Module) -> Iterator[None]:
+def evaluating(host: nn.Module) -> Generator[None]:
     """Eval mode inside the `with`; afterwards each module is in the mode that it was in."""
     training = [module for module in host.modules() if module.training]
     for module in training:
