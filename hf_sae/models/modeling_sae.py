@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers import initialization as init
 
-from .checkpoint import FEATURE_STATS, atomic_folder, load_strictly, read_feature_stats
+from .checkpoint import FEATURE_STATS, atomic_folder, load_strictly, read_feature_stats, without_progress_bars
 from .configuration_sae import SAEConfig
 from .errors import CheckpointError
 from .outputs import Pass, SAEOutput, TrainingState, total_variance
@@ -258,7 +258,7 @@ class SAE(PreTrainedModel):
             raise CheckpointError(f"{str(save_directory)!r} is a file: give a folder.")
         push = kwargs.pop("push_to_hub", False)
         repo_id = kwargs.pop("repo_id", Path(save_directory).name)
-        with atomic_folder(save_directory) as folder:
+        with atomic_folder(save_directory) as folder, without_progress_bars():
             super().save_pretrained(folder, *args, **kwargs)
             if self.feature_stats is not None:
                 save_file({k: v.contiguous().cpu() for k, v in self.feature_stats.items()}, folder / FEATURE_STATS)
