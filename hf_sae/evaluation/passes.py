@@ -1,0 +1,156 @@
+"""The two passes over the tokens: find the means, then replace and compare."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from ..errors import DataError
+from ..hooks import Call, capture, edit, read
+from ..metrics import next_token_divergence, next_token_losses
+from .samples import EvalBatch, Sample, place_positions, trim
+from .trial import Trial
+
+
+@contextmanager
+def inference(*modules: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; every submodule gets its own mode back afterwards."""
+    training = [part for module in modules for part in module.modules() if part.training]
+    try:
+        for module in modules:
+            module.eval()
+        with torch.no_grad():
+            yield
+    finally:
+        for part in training:
+            part.training = True
+
+
+def why_not_language_model(host: PreTrainedModel) -> str | None:
+    """Why next-token losses are not defined for a host; `None` for a causal language model."""
+    name = type(host).__name__
+    if getattr(host.config, "is_encoder_decoder", False):
+        return f"{name} is an encoder-decoder: its next-token loss needs a target text."
+    if host.get_output_embeddings() is None:
+        return f"{name} has no language-model head."
+    if not host.can_generate():
+        return f"{name} is a masked language model: it does not predict the next token."
+    return None
+
+
+def _on_device(host: PreTrainedModel, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    device = next((p.device for p in host.parameters() if p.device.type != "meta"), torch.device("cpu"))
+    return {k: v.to(device, host.dtype if v.is_floating_point() else None) for k, v in inputs.items()}
+
+
+def first_pass(
+    source: Iterable[EvalBatch], host: PreTrainedModel, trials: list[Trial], n_tokens: int, progress: bool
+) -> Sample:
+    """Draw batches until `n_tokens` are kept and survey them; the host runs only as far as the last hook point.
+
+    Raises:
+        DataError: if no token is kept.
+    """
+    points = _points(trials)
+    sample = Sample()
+    with tqdm(total=n_tokens, desc="activations", unit="tok", disable=not progress) as bar:
+        for drawn in source:
+            batch = trim(drawn, n_tokens - sample.kept)
+            activations = read(host, points, **_on_device(host, batch.inputs))
+            batch = place_positions(batch, activations[points[0]].shape[:-1])
+            before = sample.kept
+            sample.add(batch)
+            bar.update(min(sample.kept, n_tokens) - before)
+            for trial in trials:
+                trial.survey(activations, batch.keep_known)
+            if sample.kept >= n_tokens:
+                break
+    if not sample.kept:
+        raise DataError("the dataset gave no token to evaluate: it is empty, or positions= leaves nothing in.")
+    return sample
+
+
+def second_pass(sample: Sample, host: PreTrainedModel, trials: list[Trial], language: bool, progress: bool) -> None:
+    """Reconstruct every kept token and, in a language model, replace it and compare the losses.
+
+    The clean, zero-ablated and mean-ablated runs of a batch are shared by the autoencoders of one place.
+    """
+    points = _points(trials)
+    with tqdm(total=sample.kept, desc="metrics", unit="tok", disable=not progress) as bar:
+        for batch in sample.batches:
+            activations, clean = _clean_run(host, batch, points, language)
+            ablated: dict[str, dict[str, Tensor]] = {}
+            for trial in trials:
+                keep, documents = batch.keep_known, batch.documents_known
+                reconstructions = trial.measure(activations, keep, documents)
+                if clean is not None:
+                    if trial.hook_out not in ablated:
+                        ablated[trial.hook_out] = _ablations(host, batch, trial, clean)
+                    _compare(host, batch, trial, clean, reconstructions, ablated[trial.hook_out])
+            bar.update(int(batch.keep_known.sum()))
+
+
+def _points(trials: list[Trial]) -> list[str]:
+    return list(dict.fromkeys(point for trial in trials for point in (trial.hook_in, trial.hook_out)))
+
+
+def _clean_run(
+    host: PreTrainedModel, batch: EvalBatch, points: list[str], language: bool
+) -> tuple[dict[str, Tensor], Tensor | None]:
+    inputs = _on_device(host, batch.inputs)
+    if not language:
+        return read(host, points, **inputs), None
+    with capture(host, *points) as activations:
+        logits = host(**inputs, use_cache=False).logits
+        return {point: activations[point] for point in points}, logits
+
+
+def _edited_logits(host: PreTrainedModel, batch: EvalBatch, point: str, values: Tensor) -> Tensor:
+    """Logits with the kept positions of a place replaced by `values`, which broadcast to `[batch, length, d]`."""
+    keep = batch.keep_known.unsqueeze(-1)
+
+    def replace(activations: Tensor, call: Call) -> Tensor:
+        return torch.where(keep.to(activations.device), values.to(activations), activations)
+
+    with edit(host, point, replace):
+        return host(**_on_device(host, batch.inputs), use_cache=False).logits
+
+
+def _ablations(host: PreTrainedModel, batch: EvalBatch, trial: Trial, clean: Tensor) -> dict[str, Tensor]:
+    zero, mean = torch.zeros(()), trial.mean
+    ids = batch.inputs["input_ids"]
+    return {
+        "ce_clean": next_token_losses(clean, ids),
+        "ce_zero": next_token_losses(_edited_logits(host, batch, trial.hook_out, zero), ids),
+        "ce_mean": next_token_losses(_edited_logits(host, batch, trial.hook_out, mean), ids),
+    }
+
+
+def _compare(
+    host: PreTrainedModel,
+    batch: EvalBatch,
+    trial: Trial,
+    clean: Tensor,
+    reconstructions: dict[str, Tensor],
+    ablated: dict[str, Tensor],
+) -> None:
+    keep, mask = batch.keep_known, batch.attention_mask
+    real = torch.ones_like(keep) if mask is None else mask.bool().cpu()
+    predicted = real[:, 1:] & real[:, :-1]
+    documents = batch.documents_known[:, 1:][predicted]
+    for name, reconstruction in reconstructions.items():
+        values = reconstruction.new_zeros(*keep.shape, reconstruction.shape[-1])
+        values[keep.to(values.device)] = reconstruction
+        edited = _edited_logits(host, batch, trial.hook_out, values)
+        losses = {
+            **ablated,
+            "ce_sae": next_token_losses(edited, batch.inputs["input_ids"]),
+            "kl": next_token_divergence(clean, edited),
+        }
+        flat = {key: value.cpu()[predicted] for key, value in losses.items()}
+        trial.sums[name].add(documents, {"predictions": torch.ones(len(documents)), **flat})

@@ -1,0 +1,259 @@
+"""`EvalReport`: what an evaluation found, and everything needed to repeat it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+import textwrap
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from ..errors import DataError
+from ..metrics import METRIC_KEYS
+from .bootstrap import LEVEL, RESAMPLES
+
+
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult
+
+MEANINGS = {
+    "l0": "latents firing on a token",
+    "fvu": "variance not explained",
+    "explained_variance": "1 - fvu",
+    "mse": "squared error per dimension",
+    "cosine": "mean cosine with the target",
+    "relative_bias": "below 1: norms are shrunk",
+    "ce_clean": "host's own loss, nats/token",
+    "ce_sae": "loss on the reconstruction",
+    "ce_zero": "loss, place set to zero",
+    "ce_mean": "loss, place at its mean",
+    "ce_recovered": "share of zero's cost saved",
+    "ce_recovered_mean": "share of mean's cost saved",
+    "kl": "KL(clean||sae), nats/token",
+    "delta_ce": "loss added by the sae, nats",
+    "dead_fraction": "latents that never fired",
+    "density": "mean firing share",
+}
+_WIDTH = 80
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A value with its 95 % interval; `None` where it is not defined or not finite."""
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+
+    @classmethod
+    def of(cls, value: float | None, interval: tuple[float, float] | None = None) -> Metric:
+        """A metric whose number may be NaN or infinite, which becomes `None`."""
+        if value is None or not math.isfinite(value):
+            return cls(None)
+        return cls(value) if interval is None else cls(value, *interval)
+
+    def __float__(self) -> float:
+        return math.nan if self.value is None else self.value
+
+
+@dataclass(repr=False)
+class EvalReport:
+    """The metrics of one autoencoder in one host, with the tokens they were measured on.
+
+    Args:
+        metrics (`dict[str, Metric]`): by the keys of [`hf_sae.metrics.METRIC_KEYS`].
+        n_tokens (`int`): positions that were scored and replaced.
+        n_documents (`int`): documents they come from; intervals resample these.
+        counts (`dict[str, int]`): `seen` (not padding), `masked` (seen and left out), `predicted` (next tokens scored),
+            `norm_outliers` (kept tokens with an input norm above ten times the median).
+        seed (`int`): of the data order, the bootstrap and the random control.
+        dataset, host, sae (`dict`): name, revision and what else identifies each.
+        sha256 (`str`): of the evaluated inputs.
+        context_length (`int`): tokens per row.
+        positions: which positions were kept.
+        versions (`dict[str, str]`): python, torch, transformers, hf_sae.
+        notes (`list[str]`): what a reader has to know about these numbers.
+        controls (`dict[str, dict[str, Metric]]`): the same measures of baselines on the same tokens.
+        density (`dict`): distribution over latents of the share of tokens on which they fire.
+        feature_stats (`dict[str, Tensor]`): `density`, `maximum` `[d_sae]`, `input_norm`, `tokens`; not in [`to_dict`].
+    """
+
+    metrics: dict[str, Metric]
+    n_tokens: int
+    n_documents: int
+    counts: dict[str, int]
+    seed: int
+    dataset: dict[str, Any]
+    host: dict[str, Any]
+    sae: dict[str, Any]
+    sha256: str
+    context_length: int
+    positions: Any = "all"
+    versions: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    controls: dict[str, dict[str, Metric]] = field(default_factory=dict)
+    density: dict[str, Any] = field(default_factory=dict)
+    feature_stats: dict[str, Tensor] = field(default_factory=dict)
+
+    def __getitem__(self, key: str) -> float | None:
+        """The value of one metric."""
+        return self.metrics[key].value
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the tensors, as JSON values; a number that is not finite is `None`."""
+        plain = {
+            f.name: getattr(self, f.name)
+            for f in fields(self)
+            if f.name not in {"feature_stats", "metrics", "controls"}
+        }
+        metrics = {key: asdict(metric) for key, metric in self.metrics.items()}
+        controls = {name: {k: asdict(m) for k, m in values.items()} for name, values in self.controls.items()}
+        interval = {"level": LEVEL, "method": "percentile bootstrap over documents", "resamples": RESAMPLES}
+        return _json_safe({"format": FORMAT, "metrics": metrics, "interval": interval, **plain, "controls": controls})
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> EvalReport:
+        """A report from what [`to_dict`] gave, without `feature_stats`.
+
+        Raises:
+            DataError: if `data` is not such a dictionary.
+        """
+        if data.get("format") != FORMAT:
+            raise DataError(f"not an evaluation report of format {FORMAT}: its 'format' is {data.get('format')!r}.")
+        known = {f.name for f in fields(cls)} - {"metrics", "controls", "feature_stats"}
+        try:
+            metrics = {key: Metric(**value) for key, value in data["metrics"].items()}
+            controls = {n: {k: Metric(**m) for k, m in c.items()} for n, c in data.get("controls", {}).items()}
+            return cls(metrics=metrics, controls=controls, **{key: data[key] for key in known if key in data})
+        except (KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"an evaluation report with missing or misshapen parts: {error}.") from error
+
+    def to_json(self, path: str | Path) -> None:
+        """Write [`to_dict`] to a file, whole or not at all."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                file.write(text)
+            Path(name).chmod(0o644)
+            Path(name).replace(path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+
+    def to_table(self) -> str:
+        """The metrics, their intervals and what they mean, as plain text of at most 80 columns; controls below."""
+        rows = [("metric", "value", "95% interval", "")]
+        for key in METRIC_KEYS:
+            metric = self.metrics.get(key, Metric(None))
+            rows.append((key, _number(metric.value), _interval(metric), MEANINGS[key]))
+        lines = _aligned(rows, "<>><")
+        if self.controls:
+            keys = [key for key in METRIC_KEYS if any(key in values for values in self.controls.values())]
+            head = ("same tokens", "sae", *self.controls)
+            body = [
+                (
+                    key,
+                    _number(self[key]),
+                    *(_number(values.get(key, Metric(None)).value) for values in self.controls.values()),
+                )
+                for key in keys
+            ]
+            lines += ["", *_aligned([head, *body], "<" + ">" * (len(head) - 1))]
+        tokens = f"{self.n_tokens:,} tokens, {self.n_documents:,} documents, seed {self.seed}"
+        notes = [line for note in self.notes for line in textwrap.wrap(note, _WIDTH)]
+        return "\n".join([tokens, "", *lines, *([""] if notes else []), *notes])
+
+    def to_model_index(self, model_name: str | None = None) -> list[EvalResult]:
+        """The metrics as `huggingface_hub.EvalResult`s for the `model-index` of a card; undefined ones are left out.
+
+        Args:
+            model_name (`str`, *optional*): recorded as the evaluated model in `metric_args`; the report's own name of it
+                when not given.
+        """
+        from huggingface_hub import EvalResult
+
+        name = str(self.dataset.get("name") or "unnamed")
+        shared = {"sae": model_name or self.sae.get("name"), "seed": self.seed, "n_tokens": self.n_tokens}
+        results = []
+        for key, metric in self.metrics.items():
+            if metric.value is None:
+                continue
+            interval = {} if metric.low is None else {"ci95_low": metric.low, "ci95_high": metric.high}
+            results.append(
+                EvalResult(
+                    task_type="feature-extraction",
+                    task_name="Sparse reconstruction",
+                    dataset_type=name,
+                    dataset_name=name,
+                    dataset_config=self.dataset.get("config"),
+                    dataset_split=self.dataset.get("split"),
+                    dataset_revision=self.dataset.get("revision"),
+                    metric_type=key,
+                    metric_name=f"{key} ({MEANINGS[key]})",
+                    metric_value=metric.value,
+                    metric_args=_json_safe({**shared, **interval}),
+                )
+            )
+        return results
+
+    def __repr__(self) -> str:
+        return self.to_table()
+
+    def _repr_html_(self) -> str:
+        names = list(self.controls)
+        head = "".join(f"<th>{escape(str(cell))}</th>" for cell in ("metric", "value", "95% interval", *names, ""))
+        rows = []
+        for key in METRIC_KEYS:
+            metric = self.metrics.get(key, Metric(None))
+            beside = [_number(self.controls[name].get(key, Metric(None)).value) for name in names]
+            cells = (key, _number(metric.value), _interval(metric), *beside, MEANINGS[key])
+            rows.append("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>")
+        title = escape(
+            f"{self.sae.get('name') or 'SAE'} in {self.host.get('name') or 'host'}, {self.n_tokens:,} tokens"
+        )
+        notes = "".join(f"<li>{escape(note)}</li>" for note in self.notes)
+        return f"<table><caption>{title}</caption><tr>{head}</tr>{''.join(rows)}</table><ul>{notes}</ul>"
+
+
+def _json_safe(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _json_safe(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_json_safe(item) for item in value]
+    if isinstance(value, Tensor):
+        return _json_safe(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, str | int | bool) else str(value)
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "-"
+    size = abs(value)
+    if size != 0 and (size < 1e-4 or size >= 1e5):
+        return f"{value:.2e}"
+    return f"{value:.4f}" if size < 100 else f"{value:.1f}"
+
+
+def _interval(metric: Metric) -> str:
+    if metric.low is None or metric.high is None:
+        return ""
+    return f"{_number(metric.low)} to {_number(metric.high)}"
+
+
+def _aligned(rows: list[tuple[str, ...]], sides: str) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(f"{c:{s}{w}}" for c, s, w in zip(row, sides, widths, strict=True)) for row in rows)
+    return [line.rstrip()[:_WIDTH] for line in lines]

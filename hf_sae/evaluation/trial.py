@@ -1,0 +1,165 @@
+"""One autoencoder under evaluation: what is accumulated about it, batch by batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import DataError, HookPointError
+from ..metrics import reconstruction_statistics, wide
+from ..models.modeling_sae import SAE
+from ..models.sparse_code import SparseCode
+from .bootstrap import DocumentSums
+from .controls import Moments, Reconstructor
+
+
+_LATENT_ELEMENTS = 1 << 27
+OUTLIER_NORM = 10.0
+
+
+def single_points(sae: SAE) -> tuple[str, str]:
+    """`(hook_in, hook_out)` of an SAE or transcoder.
+
+    Raises:
+        HookPointError: if the config has no hook point, or several.
+    """
+    hook_in, hook_out = sae.config.hook_in, sae.config.hook_out or sae.config.hook_in
+    if not isinstance(hook_in, str) or not isinstance(hook_out, str):
+        raise HookPointError(
+            f"hook_in={hook_in!r}, hook_out={hook_out!r}: evaluation needs one place to read and one to write. "
+            "Set sae.config.hook_in to a place such as 'resid_post.8'."
+        )
+    return hook_in, hook_out
+
+
+@dataclass
+class Trial:
+    """An autoencoder, its places, and the sums of the two passes over the tokens.
+
+    The first pass ([`survey`]) finds the mean of the targets, which centring and mean ablation need exactly; the second
+    ([`measure`]) everything else.
+    """
+
+    sae: SAE
+    hook_in: str
+    hook_out: str
+    wants_controls: bool = False
+    moments: Moments = field(default_factory=Moments)
+    tokens: int = 0
+    total: Any = 0.0
+    bias_total: Any = 0.0
+    l0_total: int = 0
+    controls: dict[str, Reconstructor] = field(default_factory=dict)
+    sums: dict[str, DocumentSums] = field(default_factory=lambda: {"sae": DocumentSums()})
+    extremes: tuple[Tensor, Tensor] | None = None
+    firing: Tensor | None = None
+    norms: list[Tensor] = field(default_factory=list)
+
+    @property
+    def mean(self) -> Tensor:
+        """`[d_out]`, the mean target over the kept tokens, fp64."""
+        return self.total / self.tokens
+
+    def inputs(self, activations: Mapping[str, Tensor], keep: Tensor) -> tuple[Tensor, Tensor]:
+        """The kept inputs `[tokens, d_in]` and targets `[tokens, d_out]`.
+
+        Raises:
+            HookPointError: if a width is not the config's.
+            DataError: if an activation is not finite.
+        """
+        config = self.sae.config
+        parts = []
+        for point, width, name in ((self.hook_in, config.d_in, "d_in"), (self.hook_out, config.d_out, "d_out")):
+            values = activations[point]
+            if values.shape[-1] != width:
+                raise HookPointError(
+                    f"{point!r} is {values.shape[-1]} wide in this host, but the autoencoder has {name}={width}: "
+                    "it was trained on another host or place."
+                )
+            kept = values[keep.to(values.device)]
+            if not kept.isfinite().all():
+                raise DataError(
+                    f"activations at {point!r} hold NaN or infinite values: run the host in bfloat16 or float32."
+                )
+            parts.append(kept)
+        return parts[0], parts[1]
+
+    def survey(self, activations: Mapping[str, Tensor], keep: Tensor) -> None:
+        """First pass over one batch: the mean of the targets, and what the controls are fitted to."""
+        x, y = self.inputs(activations, keep)
+        self.tokens += len(y)
+        self.total = self.total + wide(y).sum(0)
+        if not self.wants_controls:
+            return
+        self.moments.add(x, y)
+        for part in x.split(self._rows()):
+            self.l0_total += int(self.sae.encode_sparse(part.to(self.sae.device)).counts().sum())
+        units = y if self.sae.config.is_transcoder else self.sae.normalize(y.to(self.sae.device))[0]
+        self.bias_total = self.bias_total + wide(units).sum(0)
+
+    def measure(self, activations: Mapping[str, Tensor], keep: Tensor, documents: Tensor) -> dict[str, Tensor]:
+        """Second pass over one batch: adds the reconstruction sums and returns each variant's reconstruction.
+
+        Args:
+            activations (`Mapping[str, Tensor]`): `[batch, length, d]` by hook point.
+            keep (`Tensor`): `[batch, length]`.
+            documents (`Tensor`): `[batch, length]`.
+
+        Returns:
+            `dict[str, Tensor]`: `[tokens, d_out]` for `"sae"` and every control.
+        """
+        x, y = self.inputs(activations, keep)
+        self.norms.append(x.float().norm(dim=-1).cpu())
+        out = {}
+        for name in self.sums:
+            reconstruct = self.reconstruct if name == "sae" else self.controls[name]
+            results = [reconstruct(part) for part in x.split(self._rows())]
+            out[name] = torch.cat([reconstruction for reconstruction, _ in results])
+            statistics = reconstruction_statistics(out[name], y, self.mean)
+            statistics["l0"] = torch.cat([counts for _, counts in results])
+            self.sums[name].add(documents[keep], statistics)
+        return out
+
+    def reconstruct(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Reconstructions `[tokens, d_out]` and L0 `[tokens]` of `x` `[tokens, d_in]`; records which latents fire."""
+        output = self.sae(x.to(self.sae.device))
+        code = output.code
+        self._record(code)
+        return output.reconstruction, code.counts()
+
+    def _rows(self) -> int:
+        return max(1, _LATENT_ELEMENTS // self.sae.config.d_sae)
+
+    def _record(self, code: SparseCode) -> None:
+        _, latents, values = code.flat()
+        latents, values = latents.cpu(), values.float().cpu()
+        if self.firing is None or self.extremes is None:
+            self.firing = torch.zeros(code.d_sae, dtype=torch.long)
+            self.extremes = torch.zeros(code.d_sae), torch.zeros(code.d_sae)
+        self.firing += code.firing_counts().cpu()
+        self.extremes[0].scatter_reduce_(0, latents, values, "amax")
+        self.extremes[1].scatter_reduce_(0, latents, values, "amin")
+
+    def feature_stats(self) -> dict[str, Tensor]:
+        """`density` and `maximum` `[d_sae]`, `input_norm` and `tokens` `[]`, on the CPU.
+
+        `maximum` is the activation of the largest magnitude, with its sign: latents may be negative.
+        """
+        if self.firing is None or self.extremes is None:
+            raise DataError("no token was evaluated: run the second pass first.")
+        high, low = self.extremes
+        return {
+            "density": (self.firing.double() / self.tokens).float(),
+            "maximum": torch.where(high >= -low, high, low),
+            "input_norm": torch.cat(self.norms).mean(),
+            "tokens": torch.tensor(self.tokens),
+        }
+
+    def norm_outliers(self) -> int:
+        """Kept tokens whose input norm is above ten times the median: attention sinks that dominate squared errors."""
+        norms = torch.cat(self.norms)
+        return int((norms > OUTLIER_NORM * norms.median()).sum())
