@@ -105,6 +105,13 @@ def load_pair(
     return sae.to(model.device), model, tokenizer
 
 
+def aligned(rows: Sequence[Sequence[str]], sides: str) -> str:
+    """Columns of text; `sides` has `<` or `>` for each. The last one is cut at the width of the terminal."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(f"{c:{s}{w}}" for c, s, w in zip(row, sides, widths, strict=True)).rstrip() for row in rows)
+    return "\n".join(line if len(line) <= columns() else line[: columns() - 1] + "…" for line in lines)
+
+
 def pairs(options: Sequence[str], flag: str) -> dict[str, Any]:
     """`["k=64", "skip=true"]` as `{"k": 64, "skip": True}`: values are read as YAML."""
     import yaml

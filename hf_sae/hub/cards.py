@@ -38,7 +38,7 @@ class Context(TypedDict):
     activations: list[float]
 
 
-class Example(TypedDict, total=False):
+class FeatureExample(TypedDict, total=False):
     """A feature as a card shows it; `feature` and `contexts` are needed."""
 
     feature: int
@@ -52,7 +52,7 @@ def render_card(
     sae: SAE,
     report: EvalReport | None = None,
     training: Mapping[str, Any] | None = None,
-    examples: Sequence[Example] | None = None,
+    examples: Sequence[FeatureExample] | None = None,
     repo_id: str | None = None,
     *,
     location: str | None = None,
@@ -63,7 +63,7 @@ def render_card(
         sae ([`SAE`]): the autoencoder; its config says where it reads and what it was trained on.
         report ([`EvalReport`], *optional*): metrics, for the table and the header.
         training (`Mapping[str, Any]`, *optional*): facts beside those of `config.provenance`, such as `seconds`.
-        examples (`Sequence[Example]`, *optional*): features to show.
+        examples (`Sequence[FeatureExample]`, *optional*): features to show.
         repo_id (`str`, *optional*): where it lives on the Hub.
         location (`str`, *optional*): what the quickstart loads where there is no `repo_id`; a folder.
     """
@@ -94,7 +94,7 @@ def save_card(
     sae: SAE,
     report: EvalReport | None = None,
     training: Mapping[str, Any] | None = None,
-    examples: Sequence[Example] | None = None,
+    examples: Sequence[FeatureExample] | None = None,
     repo_id: str | None = None,
 ) -> Path:
     """Writes the card, and what it is made from, into a saved folder; all files or none.
@@ -167,7 +167,7 @@ def _controls(report: EvalReport) -> str:
     return table(rows, (False, *[True] * (len(names) + 1)))
 
 
-def _example(example: Example) -> dict[str, Any]:
+def _example(example: FeatureExample) -> dict[str, Any]:
     density = example.get("density")
     return {
         "feature": int(example["feature"]),

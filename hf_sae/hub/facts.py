@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -103,20 +104,19 @@ def summary(sae: SAE, escape: Callable[[str], str]) -> str:
 def quickstart(sae: SAE, place: str) -> str:
     """Python that runs as it stands: loads the folder or repo, its host, and looks at a text."""
     config = sae.config
-    load = f"sae = AutoSAE.from_pretrained({place!r})"
+    load = f"sae = AutoSAE.from_pretrained({json.dumps(place)})"
     name = hub_id(config.base_model, config.base_revision)
     if config.base_model != DEFAULT_HOST and name is None:
         encode = f"code = sae.encode_sparse(torch.zeros(1, {config.d_in}))  # activations at {config.hook_in}"
         return "\n".join(["import torch", "", "from hf_sae import AutoSAE", "", "", load, encode])
-    look = "print(top_features(sae, host, tokenizer, 'import os'))"
+    look = "print(top_features(sae, host, tokenizer, \"import os\"))"
     if config.base_model == DEFAULT_HOST:
         head, host = ["from hf_sae import AutoSAE, default_host, top_features"], "default_host()"
     else:
         head = ["from hf_sae import AutoSAE, top_features", "from hf_sae.loading import load_host"]
-        revision = f", revision={config.base_revision!r}" if config.base_revision else ""
-        host = f"load_host({name!r}{revision})"
-    code = [*head, "", "", load, f"host, tokenizer = {host}", look]
-    return "\n".join(line.replace("'", '"') for line in code)
+        revision = f", revision={json.dumps(config.base_revision)}" if config.base_revision else ""
+        host = f"load_host({json.dumps(name)}{revision})"
+    return "\n".join([*head, "", "", load, f"host, tokenizer = {host}", look])
 
 
 def conventions(sae: SAE, report: EvalReport | None) -> list[str]:

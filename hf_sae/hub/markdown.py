@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 
-_ACTIVE = re.compile(r"[&<>*_`\[\]~|$\\:@#!{}()\"'=+\-]")
+_ACTIVE = re.compile(r"[&<>*_`\[\]~|$\\:@#]")
 _VISIBLE = str.maketrans({"\n": "⏎", "\r": "␍", "\t": "→"})
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u2028\u2029]")
 
