@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -62,11 +63,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
+    if not sys.stderr.isatty():  # a progress bar in a file or pipe: a few states of it, not hundreds
+        os.environ.setdefault("TQDM_MININTERVAL", "15")
     try:
         app(args=[a for a in arguments if a != "--debug"], prog_name="hf-sae")
-    except KeyboardInterrupt:
-        typer.echo("Stopped.", err=True)
-        sys.exit(130)
     except (ValueError, OSError) as error:  # every typed error of hf_sae, and what transformers and the Hub raise
         if debug:
             raise

@@ -30,8 +30,8 @@ def info(
     sae = AutoSAE.from_pretrained(repo_or_path, subfolder=subfolder, revision=revision or "main")
     payload = describe(sae)
     rows = [(key.replace("_", " "), _short(value)) for key, value in payload.items() if not isinstance(value, dict)]
-    for title in ("feature_stats", "training", "data", "host"):
-        rows += [(f"{title.split('_')[0]} · {key}", _short(value)) for key, value in payload[title].items()]
+    for title in ("feature_stats", "training", "corpus", "data", "host", "provenance"):
+        rows += [(f"{title.split('_')[0]}: {key.replace('_', ' ')}", _short(value)) for key, value in payload[title].items()]
     console.show(aligned(rows, "<<"))
     console.finish(payload, f"hf-sae eval {repo_or_path}")
 
@@ -42,7 +42,7 @@ def describe(sae: SAE) -> dict[str, Any]:
     fields = {field.name for field in dataclasses.fields(type(config))}
     shared = {"d_in", "d_out", "d_sae", "hook_in", "hook_out", "pre_bias", "skip", "input_norm", "input_scale"}
     base = {field.name for field in dataclasses.fields(_base_config())}
-    training, host = provenance.pop("training", None) or {}, provenance.pop("host", None) or {}
+    parts = {name: provenance.pop(name, None) or {} for name in ("training", "corpus", "data", "host")}
     return {
         "architecture": type(sae).__name__,
         "kind": "transcoder" if config.is_transcoder else "autoencoder",
@@ -53,9 +53,8 @@ def describe(sae: SAE) -> dict[str, Any]:
         "parameters": sum(parameter.numel() for parameter in sae.parameters()),
         "dtype": str(sae.dtype).removeprefix("torch."),
         "feature_stats": _stats(sae),
-        "training": training if isinstance(training, dict) else {"training": training},
-        "data": provenance,
-        "host": host if isinstance(host, dict) else {"host": host},
+        **{name: part if isinstance(part, dict) else {name: part} for name, part in parts.items()},
+        "provenance": provenance,
     }
 
 

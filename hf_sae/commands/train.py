@@ -162,9 +162,11 @@ def conclude(options: Any, console: Console, sae: SAE, host: Any, tokenizer: Any
     from ..hub.cards import README, is_generated
 
     report = measure(options, console, sae, host, tokenizer) if options.eval_tokens > 0 else None
+    provenance = sae.config.provenance or {}
+    sae.config.provenance = {**provenance, "training": {**(provenance.get("training") or {}), **facts}}
     sae.save_pretrained(options.output_dir)
     if is_generated(options.output_dir / README):
-        save_card(options.output_dir, sae, report, facts, repo_id=options.hub_model_id)
+        save_card(options.output_dir, sae, report, repo_id=options.hub_model_id)
     else:
         console.say(f"{options.output_dir / README} was written by hand and is kept; `hf-sae card` can replace it.")
     payload: dict[str, Any] = {"output": str(options.output_dir), **facts}

@@ -42,6 +42,7 @@ class FeatureExample(TypedDict, total=False):
     """A feature as a card shows it; `feature` and `contexts` are needed."""
 
     feature: int
+    label: str
     density: float
     maximum: float
     promoted: list[str]
@@ -56,6 +57,7 @@ def render_card(
     repo_id: str | None = None,
     *,
     location: str | None = None,
+    subfolder: str | None = None,
 ) -> str:
     """The README of a saved autoencoder.
 
@@ -66,6 +68,7 @@ def render_card(
         examples (`Sequence[FeatureExample]`, *optional*): features to show.
         repo_id (`str`, *optional*): where it lives on the Hub.
         location (`str`, *optional*): what the quickstart loads where there is no `repo_id`; a folder.
+        subfolder (`str`, *optional*): folder in the repo.
     """
     place = repo_id or location or "."
     name = place.rstrip("/").rsplit("/", 1)[-1].strip(".") or facts.title(sae)
@@ -76,7 +79,7 @@ def render_card(
         kept=KEPT,
         title=escape(name),
         summary=facts.summary(sae, escape),
-        quickstart=facts.quickstart(sae, place),
+        quickstart=facts.quickstart(sae, place, subfolder),
         conventions=facts.conventions(sae, report),
         metrics=None if report is None else _metrics(report),
         controls=None if report is None or not report.controls else _controls(report),
@@ -96,6 +99,8 @@ def save_card(
     training: Mapping[str, Any] | None = None,
     examples: Sequence[FeatureExample] | None = None,
     repo_id: str | None = None,
+    *,
+    subfolder: str | None = None,
 ) -> Path:
     """Writes the card, and what it is made from, into a saved folder; all files or none.
 
@@ -105,7 +110,7 @@ def save_card(
         CheckpointError: if the folder cannot be written.
     """
     folder = Path(folder)
-    text = render_card(sae, report, training, examples, repo_id, location=f"./{folder.resolve().name}")
+    text = render_card(sae, report, training, examples, repo_id, location=f"./{folder.resolve().name}", subfolder=subfolder)
     text += "\n" + _kept(folder / README)
     with atomic_folder(folder) as temporary:
         (temporary / README).write_text(text.rstrip("\n") + "\n", encoding="utf-8")
@@ -171,6 +176,7 @@ def _example(example: FeatureExample) -> dict[str, Any]:
     density = example.get("density")
     return {
         "feature": int(example["feature"]),
+        "label": escape(example.get("label") or ""),
         "rate": "" if not density else f"fires on 1 in {max(round(1 / density), 1):,} tokens",
         "maximum": "" if example.get("maximum") is None else f"maximum {facts.number(example['maximum'])}",
         "promoted": [f"<code>{escape(token).strip() or '␣'}</code>" for token in example.get("promoted", ())],

@@ -38,6 +38,12 @@ _TRAINING = {
 }
 
 
+def data_of(sae: SAE) -> dict[str, Any]:
+    """What the config records about the training data: dataset, masks, context length, …"""
+    data = (sae.config.provenance or {}).get("data")
+    return data if isinstance(data, dict) else {}
+
+
 def number(value: float | None) -> str:
     """Four significant digits; counts as whole numbers."""
     if value is None:
@@ -67,7 +73,7 @@ def hub_id(name: str | None, revision: str | None = None) -> str | None:
 
 def hub_dataset(sae: SAE) -> str | None:
     """The dataset it was trained on, where that is an id on the Hub."""
-    name = (sae.config.provenance or {}).get("dataset")
+    name = data_of(sae).get("dataset")
     if not isinstance(name, str) or name.startswith(".") or re.search(r"\.(jsonl?|txt|parquet|csv|tsv)\b", name):
         return None
     return hub_id(name)
@@ -101,10 +107,11 @@ def summary(sae: SAE, escape: Callable[[str], str]) -> str:
     return f"{article} {type(sae).__name__.removesuffix('SAE')} {kind} with {latents} {verb} {place} of {host}."
 
 
-def quickstart(sae: SAE, place: str) -> str:
+def quickstart(sae: SAE, place: str, subfolder: str | None = None) -> str:
     """Python that runs as it stands: loads the folder or repo, its host, and looks at a text."""
     config = sae.config
-    load = f"sae = AutoSAE.from_pretrained({json.dumps(place)})"
+    inside = f", subfolder={json.dumps(subfolder)}" if subfolder else ""
+    load = f"sae = AutoSAE.from_pretrained({json.dumps(place)}{inside})"
     name = hub_id(config.base_model, config.base_revision)
     if config.base_model != DEFAULT_HOST and name is None:
         encode = f"code = sae.encode_sparse(torch.zeros(1, {config.d_in}))  # activations at {config.hook_in}"
@@ -121,7 +128,7 @@ def quickstart(sae: SAE, place: str) -> str:
 
 def conventions(sae: SAE, report: EvalReport | None) -> list[str]:
     """Hook points, normalisation and masks: what silently goes wrong when it is not known."""
-    config, provenance = sae.config, sae.config.provenance or {}
+    config, data = sae.config, data_of(sae)
     lines = [f"Reads `{config.hook_in}`, width {config.d_in:,}."]
     if config.is_transcoder:
         lines.append(f"Writes `{config.hook_out}`, width {config.d_out:,}.")
@@ -134,11 +141,11 @@ def conventions(sae: SAE, report: EvalReport | None) -> list[str]:
     lines.append(norm + undo)
     if config.subtracts_bias:
         lines.append("The decoder bias is subtracted from the input before encoding.")
-    positions = provenance.get("positions") or (report.positions if report is not None else None)
+    positions = data.get("positions") or (report.positions if report is not None else None)
     if positions is not None:
         kept = "every position" if positions == "all" else f"positions `{str(positions).replace('`', '')}`"
         lines.append(f"Trained on {kept} but padding and BOS, which are never counted.")
-    length = provenance.get("context_length") or (report.context_length if report is not None else None)
+    length = data.get("context_length") or (report.context_length if report is not None else None)
     if length:
         lines.append(f"Context length {length} tokens.")
     return lines
@@ -157,11 +164,15 @@ def measured(report: EvalReport, escape: Callable[[str], str]) -> str:
 
 def training(sae: SAE, extra: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Rows of the training table; what is not known is left out."""
-    provenance = sae.config.provenance or {}
+    provenance, data = sae.config.provenance or {}, data_of(sae)
     known = {**(provenance.get("training") or {}), **extra}
-    dataset = provenance.get("dataset_name") or provenance.get("dataset")
-    rows = [("Data", str(dataset))] if dataset else []
-    rows += [("Revision", str(provenance["revision"]))] if provenance.get("revision") else []
+    corpus = provenance.get("corpus")
+    if isinstance(corpus, dict):
+        rows = [("Data", f"{corpus.get('name')} of Python {corpus.get('python')}, split {corpus.get('split')}")]
+    else:
+        dataset = hub_dataset(sae) or data.get("dataset_name") or data.get("dataset")
+        rows = [("Data", str(dataset))] if dataset else []
+        rows += [("Data revision", str(data["revision"]))] if data.get("revision") else []
     for key, value in known.items():
         if value is not None and isinstance(value, str | int | float):
             shown = number(value) if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
