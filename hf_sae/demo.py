@@ -6,8 +6,9 @@ its features respond to, and turns one of them up.
 
 from __future__ import annotations
 
+import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,19 +17,20 @@ import torch
 
 from .activations import ActivationStream
 from .assets import default_host
-from .corpus import corpus_info, stdlib_corpus
+from .corpus import corpus_info, stdlib_corpus, stdlib_files
 from .errors import ConfigError
 from .evaluation import EvalReport, evaluate
 from .features import LatentExamples, describe_latent, top_contexts
 from .hub import FeatureExample, save_card
 from .hub.cards import README, is_generated
 from .models import SAE, TopKConfig, TopKSAE
-from .showcase import Effect, choose_features, largest_effect
+from .showcase import Consistent, Effect, choose_features, consistent_features, largest_effect
 from .steering import OfMax, add, steer
 from .training import SAETrainer, SAETrainingArguments
 
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 HEADLINE = ("l0", "fvu", "ce_recovered", "ce_recovered_mean", "delta_ce", "dead_fraction")
@@ -41,11 +43,13 @@ class DemoSettings:
     Args:
         hook, d_sae, k: place, number of latents, active latents per token.
         total_tokens, tokens_per_batch, learning_rate, context_length, seed: of training.
-        eval_tokens (`int`): held-out tokens behind the metrics.
-        example_tokens (`int`): held-out tokens that example contexts are looked for in.
+        ring_bytes (`int`): of the shuffle ring; filling it is what happens before the first step.
+        eval_characters (`int`): length of the excerpt of each held-out file behind the metrics.
+        example_characters (`int`): of those that example contexts are looked for in.
         n_features (`int`), n_contexts (`int`): features shown, contexts of each.
         least_density, most_density (`float`): features that fire on a smaller or larger share of tokens are not shown.
-        prompt (`str`), strength (`float`), new_tokens (`int`): of the steered continuation; strength in maxima.
+        prompt (`str`), new_tokens (`int`): of the steered continuation.
+        strengths (`tuple`), most_kl (`float`): strengths tried, in maxima, and how far the host may go from itself, in nats.
     """
 
     hook: str = "resid_post.1"
@@ -56,14 +60,17 @@ class DemoSettings:
     learning_rate: float | None = None
     context_length: int = 128
     seed: int = 0
-    eval_tokens: int = 40_000
-    example_tokens: int = 100_000
+    ring_bytes: int = 32 * 2**20
+    eval_characters: int = 5_000
+    example_characters: int = 12_000
     n_features: int = 12
     n_contexts: int = 2
     least_density: float = 1e-4
     most_density: float = 2e-2
-    prompt: str = "def read(path):\n    "
-    strength: float = 2.0
+    prompt: str = "import os\n\ndef main("
+    strengths: tuple[float, ...] = (2.0, 4.0)
+    most_kl: float = 1.0
+    n_candidates: int = 256
     new_tokens: int = 40
 
 
@@ -86,7 +93,13 @@ class DemoResult:
             name: {key: metric.value for key, metric in values.items()}
             for name, values in self.report.controls.items()
         }
-        effect = None if self.effect is None else {"feature": self.effect.latent, "token": self.effect.token}
+        effect = None
+        if self.effect is not None:
+            effect = {
+                "feature": self.effect.examples.latent,
+                "strength": self.effect.strength,
+                "token": self.effect.token,
+            }
         return {
             **{key: self.report[key] for key in HEADLINE},
             "tokens": (self.sae.config.provenance or {})["training"]["total_tokens"],
@@ -120,22 +133,19 @@ def run_demo(
     say(f"Training {settings.d_sae:,} latents on {settings.total_tokens:,} tokens of Python's standard library.")
     with watch("training"):
         sae, sample = _train(settings, host, tokenizer, output)
-    held_out = stdlib_corpus("test")
     say("Measuring on files that were not trained on, beside PCA and random weights of equal L0.")
     with watch("evaluation"):
-        options = {"n_tokens": settings.eval_tokens, "context_length": settings.context_length}
-        report = evaluate(sae, host, tokenizer, held_out, controls=True, control_sample=sample, **options)
+        report = _measure(settings, sae, host, tokenizer, sample)
     say("Looking for what its features respond to.")
     with watch("features"):
-        contexts = top_contexts(sae, host, tokenizer, held_out, n_tokens=settings.example_tokens)
-        features = choose_features(
-            contexts, settings.least_density, settings.most_density, settings.n_features
-        )
+        contexts = top_contexts(sae, host, tokenizer, excerpts(settings.example_characters, settings.seed))
+        ranked = consistent_features(contexts, settings.least_density, settings.most_density)
+        features = choose_features(ranked, settings.n_features)
     with watch("steering"):
-        snippet = held_out[0]["text"][:400]
-        latents = [found.latent for found in features]
-        effect = largest_effect(sae, host, tokenizer, latents, snippet, settings.strength)
+        effect = _effect(settings, sae, host, tokenizer, ranked)
         texts = _continue(settings, sae, host, tokenizer, effect)
+    if effect is not None and effect.examples not in features:
+        features = [effect.examples, *features[: settings.n_features - 1]]
     training = (sae.config.provenance or {})["training"]
     training["seconds"] = round(watch.seconds["training"], 1)
     sae.save_pretrained(output)
@@ -162,24 +172,72 @@ def _train(
         learning_rate=settings.learning_rate,
         seed=settings.seed,
     )
-    options = {"context_length": settings.context_length, "seed": settings.seed, "repeat": True}
-    stream = ActivationStream(host, tokenizer, stdlib_corpus("train"), [settings.hook], **options)
+    stream = ActivationStream(
+        host,
+        tokenizer,
+        stdlib_corpus("train"),
+        [settings.hook],
+        context_length=settings.context_length,
+        ring_bytes=settings.ring_bytes,
+        seed=settings.seed,
+        repeat=True,
+    )
     torch.manual_seed(settings.seed)
     sae = TopKSAE(config)
     SAETrainer(sae, args, stream).train()
     return sae.eval(), stream.sample(16_384)[settings.hook]
 
 
-def _continue(
-    settings: DemoSettings, sae: SAE, host: Any, tokenizer: Any, effect: Effect | None
-) -> dict[str, str]:
-    """The greedy continuation of the prompt, alone and with the feature turned up."""
+def excerpts(characters: int, seed: int) -> Dataset:
+    """A stretch of every held-out file, whole lines: all files count, not the few longest ones."""
+    from datasets import Dataset
+
+    rng, texts = random.Random(seed), []
+    for _, text in stdlib_files("test"):
+        start = rng.randrange(max(len(text) - characters, 0) + 1)
+        start = text.find("\n", start) + 1 if start else 0
+        texts.append(text[start : start + characters])
+    return Dataset.from_dict({"text": texts})
+
+
+def _measure(settings: DemoSettings, sae: SAE, host: Any, tokenizer: Any, sample: torch.Tensor) -> EvalReport:
+    held_out = excerpts(settings.eval_characters, settings.seed)
+    report = evaluate(
+        sae,
+        host,
+        tokenizer,
+        held_out,
+        n_tokens=settings.eval_characters * len(held_out),  # all of it: a token is a character at least
+        context_length=settings.context_length,
+        controls=True,
+        control_sample=sample,
+    )
+    report.dataset |= {"name": "python-standard-library", "split": "test"}
+    return report
+
+
+def _effect(
+    settings: DemoSettings, sae: SAE, host: Any, tokenizer: Any, ranked: Sequence[Consistent]
+) -> Effect | None:
+    """The feature to steer with, among the most consistent ones that peak at a word."""
+    candidates = [c.examples for c in ranked if not c.before and c.token.isalpha() and len(c.token) > 2]
+    text = excerpts(200, settings.seed)[0]["text"]
+    return largest_effect(
+        sae, host, tokenizer, candidates[: settings.n_candidates], text, settings.strengths, settings.most_kl
+    )
+
+
+def _continue(settings: DemoSettings, sae: SAE, host: Any, tokenizer: Any, effect: Effect | None) -> dict[str, str]:
+    """A sampled continuation of the prompt, alone and with the feature turned up; the same random numbers for both."""
     inputs = tokenizer(settings.prompt, return_tensors="pt", return_token_type_ids=False)
-    start, options = inputs["input_ids"].shape[1], {"max_new_tokens": settings.new_tokens, "do_sample": False}
-    texts = {"baseline": tokenizer.decode(host.generate(**inputs, **options)[0, start:])}
-    if effect is not None:
-        with steer(host, sae, add({effect.latent: OfMax(settings.strength)})):
-            texts["steered"] = tokenizer.decode(host.generate(**inputs, **options)[0, start:])
+    start = inputs["input_ids"].shape[1]
+    edits = {} if effect is None else {"steered": add({effect.examples.latent: OfMax(effect.strength)})}
+    texts = {}
+    for name, edit in {"baseline": None, **edits}.items():
+        torch.manual_seed(settings.seed)
+        with steer(host, sae, edit):
+            ids = host.generate(**inputs, max_new_tokens=settings.new_tokens, do_sample=True, top_p=0.9)
+        texts[name] = tokenizer.decode(ids[0, start:], skip_special_tokens=True)
     return texts
 
 

@@ -16,9 +16,30 @@ ROOT = Path(hf_sae.__file__).parent
 LAYERS = (
     {"errors", "models"},
     {"corpus", "documents", "sources", "positions", "data", "loading", "assets"}
-    | {"hooks", "hook_points", "hosts", "towers", "wiring", "calls", "taps", "fingerprints", "metrics", "shades", "terminal"},
+    | {
+        "hooks",
+        "hook_points",
+        "hosts",
+        "towers",
+        "wiring",
+        "calls",
+        "taps",
+        "fingerprints",
+        "metrics",
+        "shades",
+        "terminal",
+    },
     {"activations", "ring"},
-    {"training", "evaluation", "features", "steering", "steering_delta", "steering_edits", "steering_positions", "hub"},
+    {
+        "training",
+        "evaluation",
+        "features",
+        "steering",
+        "steering_delta",
+        "steering_edits",
+        "steering_positions",
+        "hub",
+    },
     {"cli", "commands", "demo", "showcase", "__main__"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
@@ -127,7 +148,9 @@ def test_no_assert_print_bare_except_or_stub_in_the_library():
             bad |= isinstance(node, ast.Raise) and "NotImplemented" in ast.unparse(node)
             if bad:
                 wrong.append(f"{_name(path)}:{node.lineno} {ast.unparse(node)[:40]}")
-        wrong += [f"{_name(path)} TODO" for word in ("TODO", "FIXME", "XXX") if word in path.read_text(encoding="utf-8")]
+        wrong += [
+            f"{_name(path)} TODO" for word in ("TODO", "FIXME", "XXX") if word in path.read_text(encoding="utf-8")
+        ]
     assert wrong == []
 
 

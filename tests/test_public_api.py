@@ -14,10 +14,29 @@ import hf_sae
 
 
 SOURCE = Path(hf_sae.__file__).read_text(encoding="utf-8")
-EXPECTED = set(
-    "AutoSAE AutoTranscoder TopKConfig TopKSAE StandardConfig StandardSAE JumpReLUConfig JumpReLUSAE HookPoint capture edit "
-    "read splice steer ActivationStream SAETrainer SAETrainingArguments train_sae evaluate top_features default_host".split()
-)
+EXPECTED = {
+    "AutoSAE",
+    "AutoTranscoder",
+    "TopKConfig",
+    "TopKSAE",
+    "StandardConfig",
+    "StandardSAE",
+    "JumpReLUConfig",
+    "JumpReLUSAE",
+    "HookPoint",
+    "capture",
+    "edit",
+    "read",
+    "splice",
+    "steer",
+    "ActivationStream",
+    "SAETrainer",
+    "SAETrainingArguments",
+    "train_sae",
+    "evaluate",
+    "top_features",
+    "default_host",
+}
 
 
 def test_the_three_lists_of_names_agree():

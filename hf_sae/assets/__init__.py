@@ -31,7 +31,9 @@ def default_host() -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
     folder = Path(__file__).parent / DEFAULT_HOST
-    missing = [name for name in ("config.json", "model.safetensors", "tokenizer.json") if not (folder / name).is_file()]
+    missing = [
+        name for name in ("config.json", "model.safetensors", "tokenizer.json") if not (folder / name).is_file()
+    ]
     if missing:
         raise DataError(
             f"the default host's {', '.join(missing)} is not in {str(folder)!r}. Install the package again, train it with "

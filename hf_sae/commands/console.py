@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout; everything else goes to stderr.")]
 Host = Annotated[
     str | None,
-    typer.Option(help="Hub id or folder of the host model. Default: the small language model that ships in the package."),
+    typer.Option(
+        help="Hub id or folder of the host model. Default: the small language model that ships in the package."
+    ),
 ]
 Repo = Annotated[str, typer.Argument(metavar="REPO_OR_PATH", help="Hub id or folder of a saved autoencoder.")]
 Subfolder = Annotated[str, typer.Option(help="Folder inside REPO_OR_PATH.")]

@@ -11,9 +11,12 @@ from .console import Console, Json, columns
 
 
 def demo(
-    output: Annotated[Path, typer.Option(help="Folder for the trained autoencoder and its card.")] = Path("hf-sae-demo"),
+    output: Annotated[Path, typer.Option(help="Folder for the trained autoencoder and its card.")] = Path(
+        "hf-sae-demo"
+    ),
     no_launch: Annotated[
-        bool, typer.Option("--no-launch", help="Print only, and open nothing in a browser (as this version does anyway).")
+        bool,
+        typer.Option("--no-launch", help="Print only, and open nothing in a browser (as this version does anyway)."),
     ] = False,
     total_tokens: Annotated[int | None, typer.Option(min=1, help="Activations to train on.")] = None,
     seed: Annotated[int, typer.Option(help="Of initialisation and data order.")] = 0,
@@ -33,8 +36,9 @@ def demo(
     console.show("\nFeatures and the contexts in which they fire most (held-out text)\n")
     for found in result.features:
         console.show(feature_lines(found, settings.n_contexts, columns()) + "\n")
-    console.show(steering_lines(settings.prompt, result.effect, settings.strength, result.texts))
+    console.show(steering_lines(settings.prompt, result.effect, result.texts))
     steps = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in result.seconds.items())
     console.show(f"\nTook {result.payload['seconds']:.0f} s ({steps}). Saved to {output}, with a card.")
-    example = f" --feature {result.effect.latent}={settings.strength:g}x" if result.effect else " --feature 0=2x"
+    effect = result.effect
+    example = f" --feature {effect.examples.latent}={effect.strength:g}x" if effect else " --feature 0=2x"
     console.finish(result.payload, f'hf-sae steer {output}{example} --prompt "import "')

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .console import Console, Host, Json, Repo, Revision, Subfolder, load_pair
+from .console import Console, Json, Repo, Revision, Subfolder, load_pair
 
 
 def evaluate(
@@ -21,7 +21,9 @@ def evaluate(
     n_tokens: Annotated[int, typer.Option(help="Tokens to measure on.")] = 100_000,
     context_length: Annotated[int | None, typer.Option(help="Tokens per row. Default: that of training.")] = None,
     seed: Annotated[int, typer.Option(help="Of data order and intervals.")] = 0,
-    controls: Annotated[bool, typer.Option("--controls", help="Also score PCA and random weights of equal L0.")] = False,
+    controls: Annotated[
+        bool, typer.Option("--controls", help="Also score PCA and random weights of equal L0.")
+    ] = False,
     output: Annotated[Path | None, typer.Option(help="Write the report to this JSON file.")] = None,
     subfolder: Subfolder = "",
     revision: Revision = None,

@@ -31,7 +31,9 @@ def info(
     payload = describe(sae)
     rows = [(key.replace("_", " "), _short(value)) for key, value in payload.items() if not isinstance(value, dict)]
     for title in ("feature_stats", "training", "corpus", "data", "host", "provenance"):
-        rows += [(f"{title.split('_')[0]}: {key.replace('_', ' ')}", _short(value)) for key, value in payload[title].items()]
+        rows += [
+            (f"{title.split('_')[0]}: {key.replace('_', ' ')}", _short(value)) for key, value in payload[title].items()
+        ]
     console.show(aligned(rows, "<<"))
     console.finish(payload, f"hf-sae eval {repo_or_path}")
 

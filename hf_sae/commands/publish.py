@@ -19,7 +19,9 @@ Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of a save
 
 def card(
     folder: Folder,
-    report: Annotated[Path | None, typer.Option(help="Report of `hf-sae eval --output`. Default: the folder's.")] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Report of `hf-sae eval --output`. Default: the folder's.")
+    ] = None,
     repo_id: Annotated[str | None, typer.Option(help="user/name that the quickstart loads.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a README written by hand.")] = False,
     as_json: Json = False,

@@ -22,6 +22,7 @@ Option = typer.Option
 LAST = ("last", "true", "True")
 DEFAULT_HOOK = "resid_post.1"  # of the default host
 EXPANSION = 16
+RING_BYTES = 256 * 2**20
 
 
 def train(
@@ -32,7 +33,9 @@ def train(
     ] = None,
     split: Annotated[str, Option(help="Split to train on.")] = "train",
     column: Annotated[str | None, Option(help="Column with the text. Default: the first that looks like it.")] = None,
-    hook: Annotated[str | None, Option(help="Place to read, such as mlp_in.8; `hf-sae hooks HOST` lists them.")] = None,
+    hook: Annotated[
+        str | None, Option(help="Place to read, such as mlp_in.8; `hf-sae hooks HOST` lists them.")
+    ] = None,
     hook_out: Annotated[str | None, Option(help="Place to predict: makes a transcoder.")] = None,
     layer: Annotated[int | None, Option(help="Short for --hook resid_post.LAYER.")] = None,
     arch: Annotated[str, Option(help="Architecture: topk, standard, jumprelu, …")] = "topk",
@@ -141,8 +144,12 @@ def open_stream(options: Any, host: PreTrainedModel, tokenizer: Any, config: SAE
     points = list(dict.fromkeys([config.hook_in, config.hook_out or config.hook_in]))
     dataset = stdlib_corpus(options.split) if options.dataset is None else options.dataset
     names = ("context_length", "positions", "column", "split", "seed")
+    chosen: dict[str, Any] = {name: getattr(options, name) for name in names}
+    # what is in the ring at the end was read for nothing: a short run gets a small one
+    bytes_per_token = 4 * sum((config.d_in, config.d_out or 0)[: len(points)]) + 16
+    tokens = max(options.total_tokens // 8, 4 * options.tokens_per_batch)
     return ActivationStream(
-        host, tokenizer, dataset, points, repeat=True, **{name: getattr(options, name) for name in names}
+        host, tokenizer, dataset, points, repeat=True, ring_bytes=min(RING_BYTES, tokens * bytes_per_token), **chosen
     )
 
 

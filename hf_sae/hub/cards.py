@@ -110,7 +110,9 @@ def save_card(
         CheckpointError: if the folder cannot be written.
     """
     folder = Path(folder)
-    text = render_card(sae, report, training, examples, repo_id, location=f"./{folder.resolve().name}", subfolder=subfolder)
+    text = render_card(
+        sae, report, training, examples, repo_id, location=f"./{folder.resolve().name}", subfolder=subfolder
+    )
     text += "\n" + _kept(folder / README)
     with atomic_folder(folder) as temporary:
         (temporary / README).write_text(text.rstrip("\n") + "\n", encoding="utf-8")

@@ -66,7 +66,7 @@ def title(sae: SAE) -> str:
 
 def hub_id(name: str | None, revision: str | None = None) -> str | None:
     """`name` where it is an id on the Hub and no folder of the machine that trained: ids have a slash or a commit."""
-    if not name or name == DEFAULT_HOST or Path(name).exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+    if not name or name == DEFAULT_HOST or Path(name).exists() or not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name):
         return None
     return name if "/" in name or revision else None
 
@@ -116,7 +116,7 @@ def quickstart(sae: SAE, place: str, subfolder: str | None = None) -> str:
     if config.base_model != DEFAULT_HOST and name is None:
         encode = f"code = sae.encode_sparse(torch.zeros(1, {config.d_in}))  # activations at {config.hook_in}"
         return "\n".join(["import torch", "", "from hf_sae import AutoSAE", "", "", load, encode])
-    look = "print(top_features(sae, host, tokenizer, \"import os\"))"
+    look = 'print(top_features(sae, host, tokenizer, "import os"))'
     if config.base_model == DEFAULT_HOST:
         head, host = ["from hf_sae import AutoSAE, default_host, top_features"], "default_host()"
     else:
