@@ -117,9 +117,9 @@ def _parse(text: str) -> dict[str, str | int | None]:
         return {"path": head, "side": tail}
     if head in TOWERS:
         return _parse_meaning(text, head, tail) or _refuse(text, f"has no known name after {head + ':'!r}", tail)
-    if _parse_meaning(text, None, tail):
-        _refuse(text, f"has an unknown tower {head!r}", head)
-    _refuse(text, f"has an unknown side {tail!r}", tail)
+    wrong_tower = _parse_meaning(text, None, tail) is not None
+    what, wrong = ("tower", head) if wrong_tower else ("side", tail)
+    return _refuse(text, f"has an unknown {what} {wrong!r}", wrong)
 
 
 def _parse_meaning(text: str, tower: str | None, rest: str) -> dict[str, str | int | None] | None:

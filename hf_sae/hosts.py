@@ -23,6 +23,8 @@ from .wiring import probe_width, wiring_of
 __all__ = ["Place", "Site", "compare_fingerprints", "fingerprint", "places", "resolve", "unwrap", "width_of"]
 
 _WRAPPER_SEGMENTS = ("_orig_mod", "module", "base_model.model", "base_model")
+_EARLY = re.compile(r"emb|pre_?la?y|pre_?norm|proj")
+_LATE = re.compile(r"final|post|last|norm_f|ln_f|out")
 _SIMPLE = {"resid_pre": "input", "resid_post": "output"}
 
 
@@ -42,7 +44,8 @@ def resolve(host: nn.Module, point: str | HookPoint) -> Site:
     tower = choose_tower(host, point)
     if point.name in HOST_NAMES:
         path = _embedding_path(host, tower) if point.name == "embed" else _final_path(host, tower)
-        return _site(host, point.text, path, "output", _module_width(host, path))
+        width = _module_width(host, path) or hidden_size(host.get_submodule(tower.model_path))
+        return _site(host, point.text, path, "output", width)
     if point.layer is None or point.layer >= tower.n_layers:
         last = tower.n_layers - 1
         raise HookPointError(
@@ -52,7 +55,7 @@ def resolve(host: nn.Module, point: str | HookPoint) -> Site:
     if point.name in _SIMPLE:
         width = hidden_size(host.get_submodule(tower.model_path))
         return _site(host, point.text, block, _SIMPLE[point.name], width, block)
-    found = wiring_of(host, tower, point.layer).get(point)
+    found = wiring_of(host, tower, point.layer).place(point)
     path = f"{block}.{found.path}" if found.path else block
     return _site(host, point.text, path, found.side, found.width, block, flat=found.flat, stream=found.stream)
 
@@ -76,7 +79,9 @@ def width_of(host: nn.Module, point: str | HookPoint) -> int:
     site = resolve(host, point)
     if site.place.width is not None:
         return site.place.width
-    return probe_width(unwrap(host), site.module, site.place)
+    host, path = unwrap(host), site.place.path
+    tower = next((t for t in _towers_or_none(host) if t.model_path and path.startswith(f"{t.model_path}.")), None)
+    return probe_width(host, tower, site.module, site.place)
 
 
 def _places_in(host: nn.Module, tower: Tower) -> Iterator[Place]:
@@ -168,20 +173,27 @@ def _is_norm(module: nn.Module) -> bool:
     return "norm" in type(module).__name__.lower()
 
 
-def _around(host: nn.Module, tower: Tower) -> Iterator[tuple[str, nn.Module]]:
-    """Children beside the block list, then beside what holds it, up to the tower's own model."""
+def _beside(host: nn.Module, tower: Tower) -> Iterator[tuple[str, nn.Module, bool]]:
+    """Children beside the block list, and beside what holds it as long as no other tower is there.
+
+    Yields path, module, and whether it was declared after the blocks.
+    """
+    others = [t.path for t in towers_of(host) if t.path != tower.path]
     path = tower.path
-    while "." in path and path != tower.model_path:
-        path = path.rpartition(".")[0]
-        yield from ((f"{path}.{name}", child) for name, child in host.get_submodule(path).named_children())
-    if not tower.model_path:
-        yield from host.named_children()
+    while path:
+        path, _, inner = path.rpartition(".")
+        if any(other.startswith(f"{path}." if path else "") for other in others):
+            return
+        after = False
+        for name, child in host.get_submodule(path).named_children():
+            after = after or name == inner
+            if name != inner:
+                yield (f"{path}.{name}" if path else name), child, after
 
 
 def _embedding_path(host: nn.Module, tower: Tower) -> str:
     model = host.get_submodule(tower.model_path)
-    around = [(path, module) for path, module in _around(host, tower) if not tower.path.startswith(f"{path}.")]
-    composite = [path for path, _ in around if re.search(r"(^|\.)embeddings?$", path)]
+    composite = [path for path, _, _ in _beside(host, tower) if re.search(r"(^|\.)embeddings?$", path)]
     if composite:
         return composite[0]
     getter = getattr(model, "get_input_embeddings", None)
@@ -199,8 +211,10 @@ def _embedding_path(host: nn.Module, tower: Tower) -> str:
 
 
 def _final_path(host: nn.Module, tower: Tower) -> str:
-    norms = [path for path, module in _around(host, tower) if _is_norm(module)]
-    norms = [path for path in norms if not re.search(r"emb|pre_?la?y|pre_?norm", path.rpartition(".")[2])]
+    beside = [(path, after) for path, module, after in _beside(host, tower) if _is_norm(module)]
+    names = [(path, after, path.rpartition(".")[2]) for path, after in beside]
+    # A norm that is declared before the blocks may run before them: then only its name can tell.
+    norms = [p for p, after, name in names if not _EARLY.search(name) and (after or _LATE.search(name))]
     if len(norms) == 1:
         return norms[0]
     last = f"resid_post.{tower.n_layers - 1}"

@@ -10,6 +10,7 @@ import functools
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -22,7 +23,18 @@ from .towers import is_compiled
 
 
 Visit = Callable[[Tensor], Tensor | None]
+_suspended: ContextVar[bool] = ContextVar("_suspended", default=False)
 _generating: weakref.WeakKeyDictionary[nn.Module, list[CallTracker]] = weakref.WeakKeyDictionary()
+
+
+@contextmanager
+def suspended() -> Iterator[None]:
+    """Lets a forward pass by all taps and trackers: a probe must not reach captures and edits that are running."""
+    token = _suspended.set(True)
+    try:
+        yield
+    finally:
+        _suspended.reset(token)
 
 
 @contextmanager
@@ -95,8 +107,17 @@ def watch(stack: ExitStack, modules: dict[str, nn.Module], visit: Callable[[str,
 def track(stack: ExitStack, root: nn.Module, owner: nn.Module) -> CallTracker:
     """Follows the calls of the model around a hook point, and `generate` of the root."""
     tracker = CallTracker(root)
-    _hold(stack, root.register_forward_pre_hook(tracker.enter_root, with_kwargs=True))
-    _hold(stack, owner.register_forward_pre_hook(tracker.enter_owner, with_kwargs=True))
+
+    def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if _suspended.get():
+            return
+        if module is root:
+            tracker.enter_root(module, args, kwargs)
+        if module is owner:
+            tracker.enter_owner(module, args, kwargs)
+
+    for module in {id(m): m for m in (root, owner)}.values():
+        _hold(stack, module.register_forward_pre_hook(enter, with_kwargs=True))
     _hold(stack, owner.register_forward_hook(lambda *_: tracker.leave_owner(), always_call=True))
     _hold(stack, root.register_forward_hook(lambda *_: tracker.leave_root(), always_call=True))
     if callable(getattr(root, "generate", None)):
@@ -123,6 +144,8 @@ def output_tensor(output: Any) -> Tensor | None:
 
 def _input_hook(site: Site, changed: Visit) -> Callable[..., Any]:
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if _suspended.get():
+            return None
         key = input_key(args, kwargs)
         if key is None:
             raise _no_tensor(site, module)
@@ -136,6 +159,8 @@ def _input_hook(site: Site, changed: Visit) -> Callable[..., Any]:
 
 def _output_hook(site: Site, changed: Visit) -> Callable[..., Any]:
     def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        if _suspended.get():
+            return None
         tensor = output_tensor(output)
         if tensor is None:
             raise _no_tensor(site, module)
@@ -169,7 +194,7 @@ def _shape_keeper(shape: list[torch.Size]) -> Callable[..., None]:
 def _adder(delta: list[Tensor]) -> Callable[..., Any]:
     def hook(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         tensor = output_tensor(output)
-        if not delta or tensor is None:
+        if not delta or tensor is None or _suspended.get():
             return None
         return _with_first(output, tensor + delta.pop().view_as(tensor))
 

@@ -52,7 +52,7 @@ class Tiny:
 
 
 def _gemma3_text() -> Any:
-    return hf.Gemma3TextConfig(**GROUPED, sliding_window=4, layer_types=["sliding_attention", "full_attention"] * 2)
+    return hf.Gemma3TextConfig(**GROUPED, sliding_window=4, layer_types=["sliding_attention"] * 2 + ["full_attention"])
 
 
 def gpt2() -> PreTrainedModel:

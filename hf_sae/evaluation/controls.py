@@ -72,10 +72,10 @@ def low_rank(moments: Moments, rank: int) -> Reconstructor:
     encode = slope @ top
 
     def reconstruct(x: Tensor) -> tuple[Tensor, Tensor]:
-        to = {"device": x.device, "dtype": torch.float32}
-        centred = (wide(x) - mean_x.to(wide(x).device)).to(**to)
-        out = (centred @ encode.to(**to)) @ top.T.to(**to)
-        return out + mean_y.to(**to), torch.full((len(x),), rank, device=x.device)
+        exact = wide(x)
+        centred = (exact - mean_x.to(exact.device)).to(x.device, torch.float32)
+        out = (centred @ encode.to(x.device, torch.float32)) @ top.T.to(x.device, torch.float32)
+        return out + mean_y.to(x.device, torch.float32), torch.full((len(x),), rank, device=x.device)
 
     return reconstruct
 

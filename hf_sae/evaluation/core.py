@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Mapping
-from typing import Any, overload
+from typing import Any
 
-from torch import Tensor
-from transformers import PreTrainedModel
+from torch import Tensor, nn
 
 from ..errors import DataError
-from ..hosts import fingerprint
+from ..hosts import compare_fingerprints, fingerprint, unwrap
 from ..models.modeling_sae import SAE
 from .bootstrap import DocumentSums
 from .controls import Moments, low_rank, random_dictionary
 from .passes import first_pass, inference, second_pass, why_not_language_model
-from .report import EvalReport
 from .samples import open_source
 from .summary import describe, notes_on, summarise_trial
 from .trial import Trial, single_points
@@ -25,17 +22,9 @@ from .trial import Trial, single_points
 DEFAULT_CONTEXT = 128
 
 
-@overload
-def evaluate(
-    sae: SAE, host: PreTrainedModel, tokenizer: Any = ..., dataset: Any = ..., **options: Any
-) -> EvalReport: ...
-@overload
-def evaluate(
-    sae: Mapping[str, SAE], host: PreTrainedModel, tokenizer: Any = ..., dataset: Any = ..., **options: Any
-) -> dict[str, EvalReport]: ...
 def evaluate(
     sae: SAE | Mapping[str, SAE],
-    host: PreTrainedModel,
+    host: nn.Module,
     tokenizer: Any = None,
     dataset: Any = None,
     *,
@@ -49,7 +38,7 @@ def evaluate(
     controls: bool = False,
     control_sample: Tensor | tuple[Tensor, Tensor] | None = None,
     progress: bool = True,
-) -> EvalReport | dict[str, EvalReport]:
+) -> Any:
     """Measure an SAE or transcoder in its host, with 95 % intervals over documents.
 
     Kept positions (`positions`; by default everything but padding and BOS) are reconstructed and replaced, all others
@@ -58,7 +47,7 @@ def evaluate(
 
     Args:
         sae ([`SAE`] or `dict[str, SAE]`): several share the clean and ablated runs of the host and the tokens.
-        host (`PreTrainedModel`): any model the hook points resolve in. Without a causal language-model head the loss
+        host (`PreTrainedModel`): any model the hook points resolve in, in any wrapper. Without a causal language-model head the loss
             metrics are `None`.
         tokenizer: the host's; may be `None` when `dataset` holds batches of host inputs.
         dataset: whatever [`hf_sae.data.TokenDataset`] takes, one of those, or an iterable of `TokenBatch` or of host inputs
@@ -76,7 +65,7 @@ def evaluate(
         progress (`bool`): show a bar, in tokens.
 
     Returns:
-        [`EvalReport`], or a `dict` of them by the names given.
+        [`EvalReport`][hf_sae.evaluation.EvalReport], or a `dict` of them by the names given.
 
     Raises:
         ValueError: for `n_tokens` or `batch_size` below 1.
@@ -95,7 +84,7 @@ def evaluate(
     positions = positions if positions is not None else _recorded(saes, "positions", "all")
     options = {"batch_size": batch_size, "positions": positions, "column": column, "split": split, "seed": seed}
     source, info = open_source(dataset, tokenizer, context_length=context_length, **options)
-    no_language = why_not_language_model(host)
+    no_language = why_not_language_model(unwrap(host))
     with inference(host, *saes.values()):
         sample = first_pass(source, host, list(trials.values()), n_tokens, progress)
         for trial in trials.values():
@@ -103,7 +92,7 @@ def evaluate(
         second_pass(sample, host, list(trials.values()), no_language is None and sample.has_text, progress)
     sample.info = {"positions": positions, **info}
     notes = notes_on(sample, no_language, flattered=controls and control_sample is None)
-    described = describe(host) | {"fingerprint": identity}
+    described = describe(unwrap(host)) | {"fingerprint": identity}
     reports = {name: summarise_trial(trial, sample, described, notes, seed) for name, trial in trials.items()}
     for name, model in saes.items():
         model.feature_stats = reports[name].feature_stats
@@ -117,19 +106,12 @@ def _recorded(saes: Mapping[str, SAE], key: str, default: Any) -> Any:
     return found[0] if found else default
 
 
-def _warn_of_another_host(name: str, sae: SAE, identity: Mapping[str, Any]) -> None:
+def _warn_of_another_host(name: str, sae: SAE, identity: dict[str, Any]) -> None:
     recorded = (sae.config.provenance or {}).get("host")
-    if not isinstance(recorded, Mapping):
-        return
-    actual = json.loads(json.dumps(identity, default=str))
-    differences = [
-        f"{key}: trained on {value!r}, given {actual[key]!r}"
-        for key, value in recorded.items()
-        if key in actual and actual[key] != value and None not in (actual[key], value)
-    ]
+    differences = compare_fingerprints(recorded, identity) if isinstance(recorded, dict) else []
     if differences:
         warnings.warn(
-            f"{name} was trained on another host than this one ({'; '.join(differences)}). "
+            f"{name} was trained on another host than this one: {'; '.join(differences)}. "
             "The numbers describe this pair, not the autoencoder.",
             stacklevel=3,
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 
 import torch
@@ -12,13 +12,15 @@ from transformers import PreTrainedModel
 
 from ..errors import DataError
 from ..hooks import Call, capture, edit, read
+from ..hosts import unwrap
 from ..metrics import next_token_divergence, next_token_losses
+from ..towers import host_device
 from .samples import EvalBatch, Sample, place_positions, trim
 from .trial import Trial
 
 
 @contextmanager
-def inference(*modules: nn.Module) -> Iterator[None]:
+def inference(*modules: nn.Module) -> Generator[None]:
     """Evaluation mode without gradients; every submodule gets its own mode back afterwards."""
     training = [part for module in modules for part in module.modules() if part.training]
     try:
@@ -31,25 +33,25 @@ def inference(*modules: nn.Module) -> Iterator[None]:
             part.training = True
 
 
-def why_not_language_model(host: PreTrainedModel) -> str | None:
-    """Why next-token losses are not defined for a host; `None` for a causal language model."""
+def why_not_language_model(host: nn.Module) -> str | None:
+    """Why next-token losses are not defined for a host (without wrappers); `None` for a causal language model."""
     name = type(host).__name__
+    if not isinstance(host, PreTrainedModel) or host.get_output_embeddings() is None:
+        return f"{name} has no language-model head."
     if getattr(host.config, "is_encoder_decoder", False):
         return f"{name} is an encoder-decoder: its next-token loss needs a target text."
-    if host.get_output_embeddings() is None:
-        return f"{name} has no language-model head."
     if not host.can_generate():
         return f"{name} is a masked language model: it does not predict the next token."
     return None
 
 
-def _on_device(host: PreTrainedModel, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    device = next((p.device for p in host.parameters() if p.device.type != "meta"), torch.device("cpu"))
-    return {k: v.to(device, host.dtype if v.is_floating_point() else None) for k, v in inputs.items()}
+def _on_device(host: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    device, dtype = host_device(host), getattr(unwrap(host), "dtype", torch.float32)
+    return {k: v.to(device, dtype if v.is_floating_point() else v.dtype) for k, v in inputs.items()}
 
 
 def first_pass(
-    source: Iterable[EvalBatch], host: PreTrainedModel, trials: list[Trial], n_tokens: int, progress: bool
+    source: Iterable[EvalBatch], host: nn.Module, trials: list[Trial], n_tokens: int, progress: bool
 ) -> Sample:
     """Draw batches until `n_tokens` are kept and survey them; the host runs only as far as the last hook point.
 
@@ -75,7 +77,7 @@ def first_pass(
     return sample
 
 
-def second_pass(sample: Sample, host: PreTrainedModel, trials: list[Trial], language: bool, progress: bool) -> None:
+def second_pass(sample: Sample, host: nn.Module, trials: list[Trial], language: bool, progress: bool) -> None:
     """Reconstruct every kept token and, in a language model, replace it and compare the losses.
 
     The clean, zero-ablated and mean-ablated runs of a batch are shared by the autoencoders of one place.
@@ -100,7 +102,7 @@ def _points(trials: list[Trial]) -> list[str]:
 
 
 def _clean_run(
-    host: PreTrainedModel, batch: EvalBatch, points: list[str], language: bool
+    host: nn.Module, batch: EvalBatch, points: list[str], language: bool
 ) -> tuple[dict[str, Tensor], Tensor | None]:
     inputs = _on_device(host, batch.inputs)
     if not language:
@@ -110,7 +112,7 @@ def _clean_run(
         return {point: activations[point] for point in points}, logits
 
 
-def _edited_logits(host: PreTrainedModel, batch: EvalBatch, point: str, values: Tensor) -> Tensor:
+def _edited_logits(host: nn.Module, batch: EvalBatch, point: str, values: Tensor) -> Tensor:
     """Logits with the kept positions of a place replaced by `values`, which broadcast to `[batch, length, d]`."""
     keep = batch.keep_known.unsqueeze(-1)
 
@@ -121,7 +123,7 @@ def _edited_logits(host: PreTrainedModel, batch: EvalBatch, point: str, values: 
         return host(**_on_device(host, batch.inputs), use_cache=False).logits
 
 
-def _ablations(host: PreTrainedModel, batch: EvalBatch, trial: Trial, clean: Tensor) -> dict[str, Tensor]:
+def _ablations(host: nn.Module, batch: EvalBatch, trial: Trial, clean: Tensor) -> dict[str, Tensor]:
     zero, mean = torch.zeros(()), trial.mean
     ids = batch.inputs["input_ids"]
     return {
@@ -132,7 +134,7 @@ def _ablations(host: PreTrainedModel, batch: EvalBatch, trial: Trial, clean: Ten
 
 
 def _compare(
-    host: PreTrainedModel,
+    host: nn.Module,
     batch: EvalBatch,
     trial: Trial,
     clean: Tensor,

@@ -7,7 +7,7 @@ import math
 import os
 import tempfile
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from html import escape
 from pathlib import Path
@@ -253,7 +253,7 @@ def _interval(metric: Metric) -> str:
     return f"{_number(metric.low)} to {_number(metric.high)}"
 
 
-def _aligned(rows: list[tuple[str, ...]], sides: str) -> list[str]:
+def _aligned(rows: Sequence[tuple[str, ...]], sides: str) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ("  ".join(f"{c:{s}{w}}" for c, s, w in zip(row, sides, widths, strict=True)) for row in rows)
     return [line.rstrip()[:_WIDTH] for line in lines]

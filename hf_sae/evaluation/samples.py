@@ -188,7 +188,7 @@ def _from_ready(batches: Iterable[Any]) -> Iterator[EvalBatch]:
         row += rows
 
 
-def place_positions(batch: EvalBatch, shape: torch.Size) -> EvalBatch:
+def place_positions(batch: EvalBatch, shape: tuple[int, ...]) -> EvalBatch:
     """The batch with `keep` and `documents` of the shape `[batch, length]` of its activations.
 
     Raises:

@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 import transformers
-from torch import Tensor
-from transformers import PreTrainedModel
+from torch import Tensor, nn
 
 from ..metrics import METRIC_KEYS, dead_fraction, summarise
 from .bootstrap import intervals
@@ -76,16 +75,16 @@ def notes_on(sample: Sample, no_language: str | None, *, flattered: bool) -> lis
     return notes
 
 
-def describe(model: PreTrainedModel) -> dict[str, Any]:
+def describe(model: nn.Module) -> dict[str, Any]:
     """Name, revision and numerics of a model, without paths of this machine."""
-    name = getattr(model.config, "_name_or_path", "") or type(model).__name__
+    config, weight = getattr(model, "config", None), next(model.parameters())
     return {
-        "name": public_name(name),
-        "revision": getattr(model.config, "_commit_hash", None),
+        "name": public_name(getattr(config, "_name_or_path", "") or type(model).__name__),
+        "revision": getattr(config, "_commit_hash", None),
         "class": type(model).__name__,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "device": model.device.type,
-        "attention": getattr(model.config, "_attn_implementation", None),
+        "dtype": str(getattr(model, "dtype", weight.dtype)).removeprefix("torch."),
+        "device": weight.device.type,
+        "attention": getattr(config, "_attn_implementation", None),
     }
 
 

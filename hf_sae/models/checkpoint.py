@@ -33,7 +33,8 @@ def load_strictly(load: Callable[..., Any], name: str, *args: Any, **kwargs: Any
         CheckpointError: for files that are missing, truncated or not safetensors, and for tensors that are missing,
             unexpected, misshapen or not finite.
     """
-    kwargs |= {"output_loading_info": True, "use_safetensors": True}
+    # mismatched shapes come back in the loading info, so that every defect is refused in one place
+    kwargs |= {"output_loading_info": True, "use_safetensors": True, "ignore_mismatched_sizes": True}
     try:
         model, info = load(name, *args, **kwargs)
     except (OSError, SafetensorError) as error:
@@ -41,13 +42,13 @@ def load_strictly(load: Callable[..., Any], name: str, *args: Any, **kwargs: Any
             f"cannot read a checkpoint from {name!r}: {_first_line(error)} "
             "Needed: config.json and model.safetensors (pickles are not read)."
         ) from error
-    except RuntimeError as error:
-        if "size mismatch" not in str(error) and "mismatched" not in str(error):
-            raise
-        raise CheckpointError(f"{name!r} does not have the shapes that its config.json asks for: {error}") from error
     _refuse(name, "lacks the tensors", info["missing_keys"])
     _refuse(name, "has tensors that this architecture does not know:", info["unexpected_keys"])
-    _refuse(name, "has misshapen tensors:", info["mismatched_keys"])
+    _refuse(
+        name,
+        "has misshapen tensors:",
+        [f"{key} {list(found)}, wanted {list(wanted)}" for key, found, wanted in info["mismatched_keys"]],
+    )
     _refuse(name, "has NaN or infinite values in", list(_not_finite(model)))
     return model, info
 

@@ -88,7 +88,7 @@ class SAE(PreTrainedModel):
 
     def normalize(self, hidden_states: Tensor) -> tuple[Tensor, Norm | None]:
         """The input as the encoder reads it, `[..., d_in]`, and what `decode` needs to undo it on each token."""
-        hidden_states = hidden_states.to(self.dtype)
+        hidden_states = hidden_states.to(self.decoder.weight.dtype)
         if self.config.input_norm == "scalar":
             return hidden_states * self.config.input_scale, None
         if self.config.input_norm == "none":

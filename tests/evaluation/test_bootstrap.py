@@ -21,11 +21,11 @@ def clustered(generator: torch.Generator, documents: int = 60) -> dict[str, torc
 
 def test_intervals_cover_the_truth_about_95_percent_of_the_time():
     generator = torch.Generator().manual_seed(0)
-    trials, hits = 400, 0
+    trials, hits = 300, 0
     for trial in range(trials):
-        low, high = intervals(clustered(generator), ratio, seed=trial, resamples=400)["mean"]
+        low, high = intervals(clustered(generator), ratio, seed=trial, resamples=300)["mean"]
         hits += low <= 2 <= high
-    assert 0.91 <= hits / trials <= 0.98
+    assert 0.90 <= hits / trials <= 0.98
 
 
 def test_resamples_are_sums_over_documents_and_seeded():

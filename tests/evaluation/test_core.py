@@ -16,6 +16,7 @@ from hf_sae.models import SAEOutput, StandardConfig, StandardSAE, TopKConfig, To
 
 
 D, VOCABULARY, LENGTH = 16, 50, 20
+MLP_IN, MLP_OUT = "model.layers.1.mlp:input", "model.layers.1.mlp"
 LANGUAGE = ("ce_clean", "ce_sae", "ce_zero", "ce_mean", "ce_recovered", "ce_recovered_mean", "kl", "delta_ce")
 
 
@@ -189,11 +190,11 @@ def test_latent_statistics_are_exact(host):
 
 def test_a_transcoder_is_scored_against_its_target(host):
     mlp = host.model.layers[1].mlp
-    perfect = rule(mlp, hook_in="mlp_in.1", hook_out="mlp_out.1", d_out=D)
+    perfect = rule(mlp, hook_in=MLP_IN, hook_out=MLP_OUT, d_out=D)
     report = run(perfect, host, controls=False)
     assert report["fvu"] == pytest.approx(0, abs=1e-10)
     assert report["ce_recovered"] == pytest.approx(1, abs=1e-5)
-    wrong = rule(lambda x: x, hook_in="mlp_in.1", hook_out="mlp_out.1", d_out=D)
+    wrong = rule(lambda x: x, hook_in=MLP_IN, hook_out=MLP_OUT, d_out=D)
     assert run(wrong, host)["fvu"] > 0.5
 
 
@@ -233,7 +234,7 @@ def test_controls_are_what_they_claim(host):
 
 def test_the_linear_control_of_a_transcoder_is_the_best_affine_map(host):
     torch.manual_seed(0)
-    sae = TopKSAE(TopKConfig(d_in=D, d_sae=40, k=D, hook_in="mlp_in.1", hook_out="mlp_out.1"))
+    sae = TopKSAE(TopKConfig(d_in=D, d_sae=40, k=D, hook_in=MLP_IN, hook_out=MLP_OUT))
     sae.encoder.bias.data.fill_(100)  # every latent positive: L0 is exactly D and the map has full rank
     report = run(sae, host, controls=True)
     x, y = [], []
@@ -257,10 +258,17 @@ def test_the_linear_control_of_a_transcoder_is_the_best_affine_map(host):
 
 
 @pytest.mark.parametrize("input_norm", ["none", "scalar", "layer_norm"])
-def test_the_random_control_starts_from_the_mean(host, input_norm):
+def test_the_random_control_starts_from_the_mean(input_norm):
+    torch.manual_seed(0)
+    host = BertModel(
+        BertConfig(
+            vocab_size=VOCABULARY, hidden_size=D, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
+        )
+    )
+    host.encoder.layer[0].output.LayerNorm.bias.data.copy_(torch.linspace(-10, 10, D))
     sae = TopKSAE(TopKConfig(d_in=D, d_sae=64, k=1, hook_in="resid_post.0", input_norm=input_norm, input_scale=0.25))
-    # a random direction out of 64 in 16 dimensions explains something, and without the mean it would explain less than it
-    assert run(sae, host, controls=True).controls["random"]["fvu"].value < 1
+    # one of 64 random directions explains a little about the mean; a control that missed the mean would be far above 1
+    assert run(sae, host, controls=True).controls["random"]["fvu"].value < 1.5
 
 
 def test_intervals_hold_the_value_and_need_two_documents(host):
@@ -332,7 +340,7 @@ def test_modes_and_random_state_are_left_alone(host):
 
 def test_another_host_is_warned_about(host):
     sae = rule(lambda x: x, provenance={"host": {"hidden_size": D + 1, "model_type": "llama"}})
-    with pytest.warns(UserWarning, match=rf"hidden_size: trained on {D + 1}, given {D}"):
+    with pytest.warns(UserWarning, match=rf"hidden size: trained on {D + 1}, this host has {D}"):
         run(sae, host)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -370,3 +378,52 @@ def test_activations_that_are_not_finite_are_refused(host):
     finally:
         with torch.no_grad():
             weight[0, 0] = before
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    inner = Tokenizer(models.BPE(unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    special = ["<bos>", "<unk>"]
+    inner.train_from_iterator(["def f(x): return x"] * 3, trainers.BpeTrainer(vocab_size=40, special_tokens=special))
+    return PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<bos>", unk_token="<unk>")
+
+
+def test_the_default_dataset_is_the_test_split_of_the_standard_library(host, tokenizer):
+    sae = rule(lambda x: x, provenance={"context_length": 16, "positions": "all"})
+    report = evaluate(sae, host, tokenizer, n_tokens=300, progress=False)
+    assert report.dataset["name"] == "python-standard-library"
+    assert report.dataset["split"] == "test"
+    assert report.context_length == 16
+    assert 300 <= report.n_tokens < 316
+    assert report["fvu"] == 0
+    assert "vocabulary_sha256" in report.host["fingerprint"]
+    again = evaluate(sae, host, tokenizer, n_tokens=300, batch_size=3, progress=False)
+    assert again.sha256 == report.sha256
+    assert evaluate(sae, host, tokenizer, n_tokens=300, seed=1, progress=False).sha256 != report.sha256
+
+
+def test_texts_and_positions_reach_the_dataset(host, tokenizer):
+    texts = ["def f(x): return x"] * 6
+
+    def third(batch):
+        return torch.arange(batch.input_ids.shape[1]).expand_as(batch.input_ids) == 3
+
+    sae = rule(lambda x: x)
+    report = evaluate(sae, host, tokenizer, texts, context_length=8, positions=third, progress=False)
+    assert 1 <= report.n_tokens <= math.ceil(report.counts["seen"] / 8)
+    assert report.positions.endswith("third")
+    assert report.dataset["split"] is None
+    assert report.counts["masked"] > report.n_tokens
+
+
+def test_the_report_can_be_published(host, tokenizer, tmp_path):
+    host.config._name_or_path = str(tmp_path / "my-host")
+    report = evaluate(rule(lambda x: x), host, tokenizer, ["def f(x): return x"] * 9, context_length=8, progress=False)
+    assert report.host["name"] == "my-host"
+    report.to_json(tmp_path / "report.json")
+    assert str(tmp_path) not in (tmp_path / "report.json").read_text()
+    assert {result.dataset_name for result in report.to_model_index()} == {"list"}

@@ -1,0 +1,61 @@
+"""Every registered architecture in every kind: what the common battery is parametrised over."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hf_sae.models import SAE, AutoSAE, SAEConfig, TrainingState, registered
+
+
+D_IN, D_OUT, D_SAE = 12, 10, 32
+KINDS = {
+    "sae": {"hook_in": "resid_post.1"},
+    "sae-scalar": {"hook_in": "resid_post.1", "input_norm": "scalar", "input_scale": 0.5},
+    "sae-layer_norm": {"hook_in": "resid_post.1", "input_norm": "layer_norm"},
+    "transcoder": {"hook_in": "mlp_in.1", "hook_out": "mlp_out.1", "d_out": D_OUT},
+    "skip": {"hook_in": "mlp_in.1", "hook_out": "mlp_out.1", "d_out": D_OUT, "skip": True},
+}
+# A small k where an architecture has one: the default of 32 would keep every latent.
+SMALL = {"k": 4, "target_l0": 4}
+
+
+@dataclass
+class Case:
+    model_type: str
+    kind: str
+
+    def __str__(self) -> str:
+        return f"{self.model_type.removeprefix('hf_sae_')}-{self.kind}"
+
+    def config(self, **changes) -> SAEConfig:
+        config_class, _ = registered()[self.model_type]
+        small = {k: v for k, v in SMALL.items() if hasattr(config_class, k)}
+        return config_class(**{"d_in": D_IN, "d_sae": D_SAE} | small | KINDS[self.kind] | changes)
+
+    def build(self, seed: int = 0, **changes) -> SAE:
+        torch.manual_seed(seed)
+        sae = AutoSAE.from_config(self.config(**changes))
+        with torch.no_grad():  # no parameter keeps a value that would hide a mistake, such as a zero bias
+            for name, parameter in sae.named_parameters():
+                if "threshold" in name:
+                    parameter.uniform_(0.05, 0.2)
+                elif parameter.ndim == 1 or "skip" in name:
+                    parameter.normal_(std=0.1)
+        return sae
+
+    def batch(self, n: int = 40, seed: int = 1) -> tuple[Tensor, Tensor | None]:
+        """Input and target; an SAE's target is its input."""
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.randn(n, D_IN, generator=generator)
+        return x, torch.randn(n, D_OUT, generator=generator) if "d_out" in KINDS[self.kind] else x
+
+    def state(self, sae: SAE) -> TrainingState:
+        state = TrainingState(total_steps=10, normaliser=7.0, dead_after_tokens=100)
+        state.tokens_since_fired = torch.zeros(sae.config.d_sae, dtype=torch.long)
+        return state
+
+
+CASES = [Case(model_type, kind) for model_type in sorted(registered()) for kind in KINDS]
