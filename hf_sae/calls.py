@@ -144,11 +144,8 @@ class CallTracker:
 
     def _past(self, own: dict[str, Any], tokens: int) -> int:
         cache = next((own[name] for name in _CACHES if own.get(name) is not None), None)
-        if cache is None:
-            past = 0
-        elif callable(length := getattr(cache, "get_seq_length", None)):
-            past = int(length())
-        else:
+        past = 0 if cache is None else _cached_tokens(cache)
+        if past is None:
             past = self._generation.seen if self._generation else 0
         if self._generation:
             self._generation.seen = past + tokens
@@ -180,6 +177,15 @@ def bind(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> di
 def bind_call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """All arguments of a call of a bound function by name."""
     return dict(zip(inspect.signature(function).parameters, args, strict=False)) | kwargs
+
+
+def _cached_tokens(cache: Any) -> int | None:
+    """How many tokens a cache holds, where it knows: a state space model's does not."""
+    length = getattr(cache, "get_seq_length", None)
+    try:
+        return int(length()) if callable(length) else None
+    except ValueError:
+        return None
 
 
 def _fits(value: Tensor, shape: tuple[int, int | None]) -> bool:

@@ -4,15 +4,15 @@ Every hook lives inside a `with` and is removed when it ends, however it ends. H
 gradients pass through them, and nothing is moved except an edit's result, which goes to the activation's device and
 dtype.
 
-Limits: a host under `torch.compile` is compiled anew for each `with` (torch ignores hooks that come after the first
+Limits: a host under `torch.compile` runs eagerly inside the `with` (torch ignores hooks that come after the first
 compiled call); give the compiled host, not the module inside it, so that this can be seen. A module that runs several
 times in one forward is edited each time and captured the last time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
 import torch
@@ -23,7 +23,7 @@ from .errors import HookPointError
 from .hook_points import HookPoint, Site
 from .hosts import resolve
 from .taps import Visit, after, tap, taps, track
-from .towers import Tower, host_device, is_compiled, towers_of, unwrap
+from .towers import Tower, host_device, towers_of, unwrap
 
 
 __all__ = ["Activations", "Call", "HookPoint", "capture", "edit", "read", "splice"]
@@ -57,8 +57,8 @@ class _Done(Exception):  # noqa: N818
 
 
 @contextmanager
-def capture(host: nn.Module, *points: str | HookPoint) -> Iterator[Activations]:
-    """Keeps what passes through some places of a host: the last call's tensors.
+def capture(host: nn.Module, *points: str | HookPoint) -> Generator[Activations]:
+    """Keeps what passes through some places of a host, after all edits there: the last call's tensors.
 
     Args:
         host (`nn.Module`): any model, in any wrapper.
@@ -74,7 +74,7 @@ def capture(host: nn.Module, *points: str | HookPoint) -> Iterator[Activations]:
     sites = {str(point): resolve(host, point) for point in points}
     with taps(host) as stack:
         for name, site in sites.items():
-            tap(stack, site, _keeper(kept, name))
+            tap(stack, site, _keeper(kept, name), edits=False)
         yield kept
 
 
@@ -107,12 +107,10 @@ def read(host: nn.Module, points: str | HookPoint | Sequence[str | HookPoint], *
         if len(kept) == len(sites):
             raise _Done
 
-    with ExitStack() as stack:
-        if is_compiled(host):
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
+    with taps(host) as stack:
         for name, site in sites.items():
             keep = _keeper(kept, name)
-            tap(stack, site, keep if offloaded else _then(keep, stop))
+            tap(stack, site, keep if offloaded else _then(keep, stop), edits=False)
             if offloaded and site.block is not None:
                 after(stack, site.block, stop)
         with suppress(_Done):
@@ -122,11 +120,11 @@ def read(host: nn.Module, points: str | HookPoint | Sequence[str | HookPoint], *
             f"the forward did not pass through {', '.join(map(repr, missing))} with the inputs "
             f"{', '.join(inputs)}. Give the inputs of that tower too."
         )
-    return kept
+    return Activations({name: kept[name] for name in sites})
 
 
 @contextmanager
-def edit(host: nn.Module, point: str | HookPoint, fn: Edit) -> Iterator[None]:
+def edit(host: nn.Module, point: str | HookPoint, fn: Edit) -> Generator[None]:
     """Replaces what passes through a place by `fn(x, call)` in every forward inside the `with`.
 
     Args:
@@ -146,7 +144,7 @@ def edit(host: nn.Module, point: str | HookPoint, fn: Edit) -> Iterator[None]:
 
 
 @contextmanager
-def splice(host: nn.Module, sae: Autoencoder, keep_error: bool = False) -> Iterator[None]:
+def splice(host: nn.Module, sae: Autoencoder, keep_error: bool = False) -> Generator[None]:
     """Replaces the place that an autoencoder writes by its reconstruction of the place that it reads.
 
     Activations go to the autoencoder's device and dtype and the reconstruction comes back to theirs.

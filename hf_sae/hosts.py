@@ -121,10 +121,10 @@ def _resolve_path(host: nn.Module, point: HookPoint) -> Site:
     modules = dict(host.named_modules())
     path = next((p for p in _spellings(host, point.path or "") if p and p in modules), None)
     if path is None:
-        names = [*modules, *LAYER_NAMES, *HOST_NAMES]
-        near = difflib.get_close_matches(point.path or "", names, n=3)
-        if not near:
-            near = [f"{close}.0" for close in difflib.get_close_matches((point.path or "").split(".")[0], LAYER_NAMES)]
+        head, _, tail = (point.path or "").partition(".")
+        meanings = [f"{name}.{tail or 0}" for name in difflib.get_close_matches(head, LAYER_NAMES, n=2)]
+        meanings += difflib.get_close_matches(point.path or "", HOST_NAMES, n=1)
+        near = [*meanings, *difflib.get_close_matches(point.path or "", list(modules), n=3)][:3]
         hint = f"Closest: {', '.join(map(repr, near))}." if near else "List them with hf_sae.hosts.places(host)."
         raise HookPointError(f"no module {point.path!r} in {type(host).__name__}. {hint}")
     block = next(

@@ -7,7 +7,7 @@ they were.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
@@ -86,7 +86,7 @@ def _candidates(host: nn.Module, tower: Tower | None) -> Iterator[nn.Module]:
 
 
 @contextmanager
-def _quiet(host: nn.Module) -> Iterator[None]:
+def _quiet(host: nn.Module) -> Generator[None]:
     device = host_device(host)
     flags = [(module, module.training) for module in host.modules()]
     with ExitStack() as stack:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -28,7 +28,7 @@ _generating: weakref.WeakKeyDictionary[nn.Module, list[CallTracker]] = weakref.W
 
 
 @contextmanager
-def suspended() -> Iterator[None]:
+def suspended() -> Generator[None]:
     """Lets a forward pass by all taps and trackers: a probe must not reach captures and edits that are running."""
     token = _suspended.set(True)
     try:
@@ -38,18 +38,33 @@ def suspended() -> Iterator[None]:
 
 
 @contextmanager
-def taps(host: nn.Module) -> Iterator[ExitStack]:
-    """A stack for taps on a host; a compiled host is compiled anew with them, and anew without them."""
-    compiled = is_compiled(host)
+def taps(host: nn.Module) -> Generator[ExitStack]:
+    """A stack for taps on a host.
+
+    A compiled host runs eagerly meanwhile: torch ignores hooks that come after the first compiled call, and where it
+    does compile them anew, it loses what they remember between two modules. Its compiled code stays for afterwards.
+    """
     with ExitStack() as stack:
-        if compiled:
-            torch._dynamo.reset()
-            stack.callback(torch._dynamo.reset)
+        if is_compiled(host):
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
         yield stack
 
 
-def tap(stack: ExitStack, site: Site, visit: Visit) -> None:
+class _Editing:
+    """Marks the hooks that may change a value."""
+
+    def __init__(self, hook: Callable[..., Any]) -> None:
+        self.hook = hook
+
+    def __call__(self, *args: Any) -> Any:
+        return self.hook(*args)
+
+
+def tap(stack: ExitStack, site: Site, visit: Visit, edits: bool = True) -> None:
     """Calls `visit` with the tensor at a site, `[..., width]`, and puts what it returns (unless `None`) in its place.
+
+    Taps that edit run first, in the order of their registration, then those that only look, and hooks of others: some
+    models read their hidden states back through hooks of transformers' own, which must see the edited ones.
 
     Raises:
         HookPointError: inside the forward, if there is no tensor, or the returned one has another shape.
@@ -76,11 +91,17 @@ def tap(stack: ExitStack, site: Site, visit: Visit) -> None:
     if site.flat and site.block is not None:
         _hold(stack, site.block.register_forward_pre_hook(_shape_keeper(shape), with_kwargs=True))
     if site.place.side == "input":
-        _hold(stack, site.module.register_forward_pre_hook(_input_hook(site, changed), with_kwargs=True))
+        hook, hooks = _input_hook(site, changed), site.module._forward_pre_hooks
+        register = functools.partial(site.module.register_forward_pre_hook, with_kwargs=True)
     else:
-        _hold(stack, site.module.register_forward_hook(_output_hook(site, changed)))
+        hook, hooks = _output_hook(site, changed), site.module._forward_hooks
+        register = site.module.register_forward_hook
+    _hold(stack, register(_Editing(hook) if edits else hook))
+    if edits:
+        for key in [key for key, other in hooks.items() if not isinstance(other, _Editing)]:
+            hooks[key] = hooks.pop(key)
     if site.stream and site.block is not None:
-        _hold(stack, site.block.register_forward_hook(_adder(delta)))
+        _hold(stack, site.block.register_forward_hook(_Editing(_adder(delta)), prepend=True))
 
 
 def after(stack: ExitStack, module: nn.Module, function: Callable[[], None]) -> None:
@@ -120,8 +141,8 @@ def track(stack: ExitStack, root: nn.Module, owner: nn.Module) -> CallTracker:
         _hold(stack, module.register_forward_pre_hook(enter, with_kwargs=True))
     _hold(stack, owner.register_forward_hook(lambda *_: tracker.leave_owner(), always_call=True))
     _hold(stack, root.register_forward_hook(lambda *_: tracker.leave_root(), always_call=True))
-    if callable(getattr(root, "generate", None)):
-        _follow_generate(stack, root, tracker)
+    if callable(generate := getattr(root, "generate", None)):
+        _follow_generate(stack, root, generate, tracker)
     return tracker
 
 
@@ -201,11 +222,11 @@ def _adder(delta: list[Tensor]) -> Callable[..., Any]:
     return hook
 
 
-def _follow_generate(stack: ExitStack, root: nn.Module, tracker: CallTracker) -> None:
+def _follow_generate(stack: ExitStack, root: nn.Module, generate: Callable[..., Any], tracker: CallTracker) -> None:
     """Tells trackers of `generate`, which expands its batch before the first forward, so that no hook can see it."""
     trackers = _generating.setdefault(root, [])
     if not trackers:
-        root.__dict__["generate"] = _announcing(root.generate, trackers)
+        root.__dict__["generate"] = _announcing(generate, trackers)
     trackers.append(tracker)
 
     def leave() -> None:

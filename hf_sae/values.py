@@ -155,9 +155,9 @@ def is_heavy(module: nn.Module) -> bool:
 
 
 def is_projection(module: nn.Module) -> bool:
-    """Whether a module is one matrix, possibly with an adapter around it."""
-    heavy_children = any(is_heavy(child) for child in module.children())
-    return is_heavy(module) and (not heavy_children or "base_layer" in module._modules)
+    """Whether a module is one matrix, possibly quantised or with an adapter around it."""
+    wrapped = "base_layer" in module._modules or "_packed_params" in module._modules  # PEFT's, torch's quantiser's
+    return is_heavy(module) and (wrapped or not any(is_heavy(child) for child in module.children()))
 
 
 def outermost(paths: Iterator[str] | list[str]) -> list[str]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import transformers as hf
-from torch import Tensor
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 
@@ -43,8 +45,8 @@ class Tiny:
     build: Callable[[], PreTrainedModel]
     towers: tuple[str, ...] = ("",)
     z_width: int = D
-    serial: bool = True
-    traits: frozenset[str] = field(default_factory=frozenset)
+    inputs: Callable[[], dict[str, Tensor]] = lambda: text_inputs()
+    post_norm: bool = False
 
     def __call__(self) -> PreTrainedModel:
         torch.manual_seed(0)
@@ -151,6 +153,43 @@ def opt() -> PreTrainedModel:
     )
 
 
+def with_lora(host: PreTrainedModel, **config: Any) -> nn.Module:
+    """The host in PEFT's wrapper, which reads a property that transformers deprecated."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")
+        return get_peft_model(host, LoraConfig(**config)).eval()
+
+
+def text_inputs(rows: int = 2, tokens: int = 7, seed: int = 1) -> dict[str, Tensor]:
+    """Ids without special tokens, and a mask of ones."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(4, 58, (rows, tokens), generator=generator)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def pair_inputs() -> dict[str, Tensor]:
+    """For a text encoder-decoder, with another length on each side."""
+    return text_inputs() | {"decoder_input_ids": text_inputs(tokens=5, seed=2)["input_ids"]}
+
+
+def image_inputs() -> dict[str, Tensor]:
+    """Two images."""
+    return {"pixel_values": torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(3))}
+
+
+def audio_inputs() -> dict[str, Tensor]:
+    """Two log-mel spectrograms and the start of their transcripts."""
+    features = torch.randn(2, 8, 32, generator=torch.Generator().manual_seed(4))
+    return {"input_features": features, "decoder_input_ids": text_inputs(tokens=5)["input_ids"]}
+
+
+def multimodal_inputs() -> dict[str, Tensor]:
+    """Text with one image of four placeholder tokens in each row."""
+    inputs = text_inputs() | image_inputs()
+    inputs["input_ids"][:, 1:5] = 60
+    return inputs
+
+
 ZOO: dict[str, Tiny] = {
     "gpt2": Tiny(gpt2),
     "llama": Tiny(llama, z_width=2 * D),
@@ -166,17 +205,10 @@ ZOO: dict[str, Tiny] = {
         )
     ),
     "opt": Tiny(opt),
-    "bert": Tiny(lambda: hf.BertForMaskedLM(hf.BertConfig(**CAUSAL))),
-    "t5": Tiny(t5, towers=("encoder", "decoder")),
-    "vit": Tiny(lambda: hf.ViTModel(hf.ViTConfig(**VISION))),
-    "clip": Tiny(clip, towers=("text", "vision")),
-    "whisper": Tiny(whisper, towers=("encoder", "decoder")),
-    "llava": Tiny(llava, towers=("text", "vision")),
+    "bert": Tiny(lambda: hf.BertForMaskedLM(hf.BertConfig(**CAUSAL)), post_norm=True),
+    "t5": Tiny(t5, ("encoder", "decoder"), inputs=pair_inputs),
+    "vit": Tiny(lambda: hf.ViTModel(hf.ViTConfig(**VISION)), inputs=image_inputs),
+    "clip": Tiny(clip, ("text", "vision"), inputs=lambda: text_inputs() | image_inputs()),
+    "whisper": Tiny(whisper, ("encoder", "decoder"), inputs=audio_inputs),
+    "llava": Tiny(llava, ("text", "vision"), z_width=2 * D, inputs=multimodal_inputs),
 }
-
-
-def text_inputs(rows: int = 2, tokens: int = 7, seed: int = 1) -> dict[str, Tensor]:
-    """Ids without special tokens, and a mask of ones."""
-    generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(4, 58, (rows, tokens), generator=generator)
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
