@@ -209,7 +209,8 @@ class _Cursor:
         records, characters = [], 0
         for record in self.source:
             records.append(record)
-            characters += len(self.dataset.reader.value(record[1]) or ())
+            value = self.dataset.reader.value(record[1])
+            characters += len(value) if hasattr(value, "__len__") else 0
             if len(records) == _DOCUMENTS_AT_ONCE or characters >= _CHARACTERS_AT_ONCE:
                 break
         documents = self.dataset.reader.read(records)

@@ -114,7 +114,7 @@ class DocumentReader:
         present = []
         for number, record in records:
             value = self.value(record)
-            if value is None or len(value) == 0:
+            if value is None or (hasattr(value, "__len__") and len(value) == 0):
                 continue
             if _kind([value], self.column) != self.kind:
                 raise DataError(

@@ -144,7 +144,8 @@ class ShuffleRing:
 
     def _geometry(self) -> dict[str, Any]:
         dtype = str(self.dtype).removeprefix("torch.")
-        return {"widths": self.widths, "dtype": dtype, "capacity": self.capacity}
+        # the order counts too: slots are saved by number, and dictionaries compare without order
+        return {"points": list(self.widths), "widths": self.widths, "dtype": dtype, "capacity": self.capacity}
 
 
 def _copy(tensor: Tensor) -> Tensor:
