@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .errors import HookPointError
 from .hooks import Call, edit
-from .hosts import width_of
+from .hosts import resolve
 from .steering_delta import BoundEdits
 from .steering_edits import Edit, OfMax, OfNorm, Strength, ablate, add, as_edits, clamp, scale
 from .steering_positions import Positions, Where
@@ -44,24 +44,22 @@ def steer(
     positions: Positions = "all",
     include_special: bool = False,
     tokenizer: Any = None,
-) -> Iterator[None]:
+) -> Generator[None]:
     """Changes latents in every forward pass and `generate` of the host while the context is open.
 
-    An SAE is read and written at its `hook_in`; a transcoder is read at `hook_in`, and the difference is added at
-    `hook_out`, so that its skip term and its error stay. Contexts may be nested; each reads what those entered before
-    it have made of the activation.
+    A transcoder is read at `hook_in`, and the difference is added at `hook_out`, so its skip term stays. Contexts may be
+    nested; each reads what those entered before it have made of the activation.
 
     Args:
         host (`PreTrainedModel`): any model that has the places of the autoencoder.
         sae ([`SAE`] or `dict`): the autoencoder, or `{sae: edits}` for several, in this order where they share a place.
         edits ([`Edit`] or `list`, *optional*): what to do; a list composes, later edits seeing the earlier ones' latents.
-        rows (`list`, *optional*): instead of `edits`: the edits of each row of the batch, `None` for a row that is left alone. Beams
-            and returned sequences of a row are steered like the row.
-        positions (`str`, `Tensor` or `Callable`): `"all"`, `"prompt"`, `"generated"`, a bool mask `[batch, prompt length]`
-            (what is generated after it is left alone), or a function from a [`Call`] to a bool mask `[batch, tokens of
-            this call]`.
-        include_special (`bool`): steer BOS and padding too. Padding is known from the attention mask, BOS from its id (a host
-            called with embeddings alone has no ids, so its BOS is not left out).
+        rows (`list`, *optional*): instead of `edits`, those of each row of the batch; `None` leaves a row alone. Beams and
+            returned sequences are steered like the row they come from.
+        positions (`str`, `Tensor` or `Callable`): `"all"`, `"prompt"`, `"generated"`, a bool mask `[batch, prompt
+            length]`, or a function from a [`Call`] to a bool mask `[batch, tokens of this call]`.
+        include_special (`bool`): steer BOS and padding too. They are known from ids and attention mask: a host that is
+            called with embeddings alone has no BOS to leave out.
         tokenizer (*optional*): says what BOS is; otherwise `host.config.bos_token_id` does.
 
     Raises:
@@ -70,9 +68,8 @@ def steer(
         ValueError: if a latent or strength is impossible, or `rows` or `positions` do not fit the batch.
     """
     pairs = _by_sae(sae, edits, rows)
-    steerings = [
-        _Steering(host, each, plan, Where(host, positions, include_special, tokenizer)) for each, plan in pairs
-    ]
+    where = Where(host, positions, include_special, tokenizer)
+    steerings = [_Steering(host, each, plan, where) for each, plan in pairs]
     with ExitStack() as stack:
         for steering in steerings:
             for point, function in steering.hooks():
@@ -112,7 +109,7 @@ class _Steering:
 
     def __init__(self, host: PreTrainedModel, sae: SAE, plan: _Plan, where: Where) -> None:
         self.hook_in, self.hook_out = _places(host, sae)
-        self.plan, self.where = plan, where
+        self.sae, self.plan, self.where = sae, plan, where
         self.groups = [(rows, BoundEdits(sae, edits)) for edits, rows in plan.groups.items()]
         self.reads = self.hook_in != self.hook_out and any(bound.needs_latents for _, bound in self.groups)
         self.source: Tensor | None = None
@@ -121,15 +118,18 @@ class _Steering:
         """Places and what to do there; none where nothing is edited, so that the host runs as if alone."""
         if not self.groups and self.plan.n_rows is None:
             return []
-        return [(self.hook_in, self.remember), (self.hook_out, self)][0 if self.reads else 1 :]
+        write = (self.hook_out, self.write)
+        return [(self.hook_in, self.remember), write] if self.reads else [write]
 
     def remember(self, x: Tensor, call: Call) -> Tensor:
         """Keeps what the transcoder reads until its output place comes."""
+        _check_width(self.sae, "d_in", x.shape[-1], self.hook_in)
         self.source = x
         return x
 
-    def __call__(self, x: Tensor, call: Call) -> Tensor:
+    def write(self, x: Tensor, call: Call) -> Tensor:
         """`x` `[batch, tokens, d_out]` with the edits of its rows."""
+        _check_width(self.sae, "d_out", x.shape[-1], self.hook_out)
         source = self._take(x) if self.reads else x
         if x.dim() == 2 and call.input_ids is not None and call.input_ids.numel() == len(x):
             # some modules see all tokens of a batch as one list
@@ -139,25 +139,25 @@ class _Steering:
 
     def _edit(self, x: Tensor, source: Tensor, call: Call) -> Tensor:
         keep = self.where(x, call)
+        self._check_rows(x, call)
         out = x
         for rows, bound in self.groups:
             selected = keep
             if self.plan.n_rows is not None:
-                mine = self._rows(rows, x, call)
+                mine = _descend_from(rows, x, call)
                 selected = mine.expand(x.shape[:-1]) if keep is None else mine & keep
-            out = _apply(bound, out, source if self.reads else out, selected)
+            out = _apply(bound, out, source, selected)
         return out
 
-    def _rows(self, rows: list[int], x: Tensor, call: Call) -> Tensor:
-        """`[batch, 1]`: which rows of this call descend from the given rows of the prompt batch."""
-        given, batch = self.plan.n_rows, int(call.rows.max()) + 1
-        if given != batch or len(call.rows) != len(x):
+    def _check_rows(self, x: Tensor, call: Call) -> None:
+        if self.plan.n_rows is None:
+            return
+        batch = int(call.rows.max()) + 1
+        if self.plan.n_rows != batch or len(call.rows) != len(x):
             raise ValueError(
-                f"rows= has {given} entries, and the batch has {batch} rows (the activation at {self.hook_out!r} has "
-                f"{len(x)}). Give one entry per prompt; None leaves a row alone."
+                f"rows= has {self.plan.n_rows} entries, and the batch has {batch} rows (the activation at {self.hook_out!r} "
+                f"has {len(x)}). Give one entry per prompt; None leaves a row alone."
             )
-        mine = torch.isin(call.rows.to(x.device), torch.tensor(rows, device=x.device))
-        return mine.view(-1, *[1] * (x.dim() - 2))
 
     def _take(self, x: Tensor) -> Tensor:
         source, self.source = self.source, None
@@ -167,6 +167,12 @@ class _Steering:
                 "nothing to read there. It fits hosts in which hook_in runs first."
             )
         return source
+
+
+def _descend_from(rows: list[int], x: Tensor, call: Call) -> Tensor:
+    """`[batch, 1]`: which rows of this call stem from the given rows of the prompts."""
+    mine = torch.isin(call.rows.to(x.device), torch.tensor(rows, device=x.device))
+    return mine.view(-1, *[1] * (x.dim() - 2))
 
 
 def _apply(bound: BoundEdits, x: Tensor, source: Tensor, selected: Tensor | None) -> Tensor:
@@ -186,16 +192,22 @@ def _apply(bound: BoundEdits, x: Tensor, source: Tensor, selected: Tensor | None
 def _places(host: PreTrainedModel, sae: SAE) -> tuple[str, str]:
     """Where the autoencoder reads and writes, after checking that it fits there."""
     config = sae.config
-    if config.hook_in is None:
+    hook_in, hook_out = config.hook_in, config.hook_out or config.hook_in
+    if not isinstance(hook_in, str) or not isinstance(hook_out, str):
         raise HookPointError(
-            "the autoencoder does not say which place it reads. Set sae.config.hook_in, such as 'resid_post.6'."
+            f"steering needs one place to read and one to write, and the autoencoder has hook_in={hook_in!r} and "
+            f"hook_out={config.hook_out!r}. Set sae.config.hook_in, such as 'resid_post.6'."
         )
-    hook_out = config.hook_out or config.hook_in
-    for point, name, width in ((config.hook_in, "d_in", config.d_in), (hook_out, "d_out", config.d_out)):
-        there = width_of(host, point)
-        if there != width:
-            raise HookPointError(
-                f"{point!r} of {type(host).__name__} is {there} wide, and the autoencoder has {name}={width}. Use the host "
-                f"it was trained on ({config.base_model or 'not recorded in its config'}), or another autoencoder."
-            )
-    return config.hook_in, hook_out
+    # the structure may not say how wide a place is; then its first activation does
+    _check_width(sae, "d_in", resolve(host, hook_in).place.width, hook_in)
+    _check_width(sae, "d_out", resolve(host, hook_out).place.width, hook_out)
+    return hook_in, hook_out
+
+
+def _check_width(sae: SAE, name: str, width: int | None, point: str) -> None:
+    expected = getattr(sae.config, name)
+    if width is not None and width != expected:
+        raise HookPointError(
+            f"{point!r} is {width} wide, and the autoencoder has {name}={expected}. Use the host it was trained on "
+            f"({sae.config.base_model or 'not recorded in its config'}), or another autoencoder."
+        )

@@ -178,7 +178,9 @@ def as_edits(edits: Any) -> tuple[Edit, ...]:
 
 def _pairs(strengths: Any, name: str) -> tuple[tuple[int, Strength], ...]:
     if not isinstance(strengths, Mapping):
-        raise TypeError(f"{name}({strengths!r}): give a dictionary from latent to strength, such as {name}({{4011: 2.0}}).")
+        raise TypeError(
+            f"{name}({strengths!r}): give a dictionary from latent to strength, such as {name}({{4011: 2.0}})."
+        )
     return tuple(
         (_latent(latent, name), strength if isinstance(strength, (OfMax, OfNorm)) else _finite(strength, name))
         for latent, strength in strengths.items()

@@ -63,7 +63,7 @@ class Where:
                 keep = mask if keep is None else keep & mask
         return keep
 
-    def _chosen(self, call: Call, shape: torch.Size) -> Tensor | None:
+    def _chosen(self, call: Call, shape: tuple[int, ...]) -> Tensor | None:
         if callable(self.positions):
             return self._returned(self.positions(call), shape)
         generated = call.generated_mask
@@ -77,7 +77,7 @@ class Where:
             return _of_prompt(self.positions, call, generated)
         return generated if self.positions == "generated" else ~generated
 
-    def _returned(self, mask: Any, shape: torch.Size) -> Tensor:
+    def _returned(self, mask: Any, shape: tuple[int, ...]) -> Tensor:
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != shape:
             given = f"{mask.dtype} {list(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
             raise ValueError(
@@ -125,13 +125,13 @@ def _of_prompt(mask: Tensor, call: Call, generated: Tensor) -> Tensor:
     return torch.nn.functional.pad(ours, (0, generated.shape[1] - length))
 
 
-def _is_aligned(shape: torch.Size, call: Call) -> bool:
+def _is_aligned(shape: tuple[int, ...], call: Call) -> bool:
     if len(shape) != 2 or len(call.rows) != shape[0]:
         return False
     return call.input_ids is None or call.input_ids.shape == shape
 
 
-def _real(call: Call, shape: torch.Size) -> Tensor | None:
+def _real(call: Call, shape: tuple[int, ...]) -> Tensor | None:
     """What is not padding; the attention mask covers the cached tokens too, the last of it are those of this call."""
     mask = call.attention_mask
     if mask is None or mask.dim() != 2 or mask.shape[1] < shape[1]:

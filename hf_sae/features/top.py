@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import html
+import textwrap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..errors import DataError, HookPointError
+from ..hooks import read
 from ..shades import shade, text_on
 from ..terminal import WIDTH, Strip, columns, shorten, visible
 from .tokens import special_ids, token_texts
@@ -72,7 +74,8 @@ class TopFeatures:
         return Strip(self.tokens, shares, maximum=1.0, special=self.special)
 
     def __str__(self) -> str:
-        lines = [str(self._strip()), "", f"Shade: the strongest latent of each token; {self.scale}.", ""]
+        note = textwrap.fill(f"Shade: the strongest latent of each token; {self.scale}.", WIDTH)
+        lines = [str(self._strip()), "", note, ""]
         digits = len(str(len(self.tokens)))
         label = f"{'':>{digits}}  {'token':<{_TOKEN_COLUMNS}}  "
         lines.append(f"{label}latent:activation, strongest first")
@@ -188,14 +191,12 @@ def hidden_at(host: PreTrainedModel, sae: SAE, **inputs: torch.Tensor) -> torch.
     Raises:
         HookPointError: if the place is not known, not there, or has another width.
     """
-    from ..hooks import read
-
     point = sae.config.hook_in
-    if point is None:
+    if not isinstance(point, str):
         raise HookPointError(
-            "the autoencoder does not say which place it reads. Set sae.config.hook_in, such as 'resid_post.6'."
+            f"the autoencoder reads {point!r}. Set sae.config.hook_in to one place, such as 'resid_post.6'."
         )
-    hidden = read(host, [point], **{name: value.to(host.device) for name, value in inputs.items()})[point]
+    hidden = read(host, [point], **inputs)[point]
     if hidden.shape[-1] != sae.config.d_in:
         raise HookPointError(
             f"{point!r} of {type(host).__name__} is {hidden.shape[-1]} wide, and the autoencoder has d_in={sae.config.d_in}. "
