@@ -21,6 +21,8 @@ LAYERS = (
         "hook_points",
         "hosts",
         "towers",
+        "probe",
+        "values",
         "wiring",
         "calls",
         "taps",
@@ -29,7 +31,7 @@ LAYERS = (
         "shades",
         "terminal",
     },
-    {"activations", "ring"},
+    {"activations", "reading", "ring"},
     {
         "training",
         "evaluation",

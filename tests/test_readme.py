@@ -25,7 +25,7 @@ def test_the_flows_run_verbatim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
         if number == len(blocks) - 1:
             smaller = code  # trains on random numbers, which is quick as it stands
         else:
-            code = code.replace("repeat=True)", "repeat=True, ring_bytes=2**24)")  # and so is the shuffle ring
+            code = code.replace("repeat=True)", "repeat=True, ring_bytes=2**25)")  # and so is the shuffle ring
             smaller = _COUNT.sub(lambda match: f"{match[1]}={SMALL[match[1]]}", code)
         exec(compile(smaller, f"README.md block {number + 1}", "exec"), namespace)
     printed = capsys.readouterr().out
