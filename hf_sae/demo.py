@@ -22,7 +22,7 @@ from .errors import ConfigError
 from .evaluation import EvalReport, evaluate
 from .features import LatentExamples, describe_latent, top_contexts
 from .hub import FeatureExample, save_card
-from .hub.cards import README, is_generated
+from .hub.cards import README, Context, is_generated
 from .models import SAE, TopKConfig, TopKSAE
 from .showcase import Consistent, Effect, choose_features, consistent_features, largest_effect
 from .steering import OfMax, add, steer
@@ -242,7 +242,7 @@ def _continue(settings: DemoSettings, sae: SAE, host: Any, tokenizer: Any, effec
 
 
 def _for_card(found: LatentExamples, settings: DemoSettings) -> FeatureExample:
-    contexts = [
+    contexts: list[Context] = [
         {"tokens": example.tokens, "activations": [round(a, 4) for a in example.activations]}
         for example in found.examples[: settings.n_contexts]
     ]

@@ -7,7 +7,6 @@ import json
 import logging
 import re
 import shutil
-import sys
 import textwrap
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -40,7 +39,9 @@ class Console:
         from transformers.utils import logging as transformers_logging
 
         transformers_logging.disable_progress_bar()
-        logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.WARNING)
+        library = logging.getLogger("hf_sae")  # not the root: huggingface_hub and transformers print their own
+        if not library.handlers:
+            library.addHandler(logging.StreamHandler())
 
     def say(self, text: str = "") -> None:
         """Progress and remarks, on stderr."""
@@ -87,7 +88,12 @@ def load_host(name: str | None, **kwargs: Any) -> tuple[PreTrainedModel, PreTrai
     from ..assets import DEFAULT_HOST, default_host
     from ..loading import load_host as load
 
-    return default_host() if name in (None, DEFAULT_HOST) else load(name, **kwargs)
+    if name in (None, DEFAULT_HOST):
+        return default_host()
+    try:
+        return load(name, **kwargs)
+    except OSError as error:  # transformers does not always say which model
+        raise OSError(f"cannot load the host {name!r}: {error}") from error
 
 
 def load_pair(

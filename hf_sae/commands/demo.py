@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated
 
@@ -30,7 +31,9 @@ def demo(
     from ..showcase import feature_lines, steering_lines
 
     console = Console(as_json)
-    settings = DemoSettings(seed=seed, **({} if total_tokens is None else {"total_tokens": total_tokens}))
+    settings = DemoSettings(seed=seed)
+    if total_tokens is not None:
+        settings = dataclasses.replace(settings, total_tokens=total_tokens)
     result = run_demo(output, settings, console.say)
     console.show(f"\n{result.report.to_table()}")
     console.show("\nFeatures and the contexts in which they fire most (held-out text)\n")

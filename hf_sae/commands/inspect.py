@@ -14,6 +14,17 @@ if TYPE_CHECKING:
     from ..models import SAE
 
 
+# of the recorded provenance, what a person looks for; --json has all of it
+SHOWN = {
+    "feature_stats": (),
+    "training": (),
+    "corpus": ("name", "split", "python"),
+    "data": ("dataset", "revision", "column", "positions", "context_length"),
+    "host": ("model_type", "hidden_size", "num_layers", "vocab_size"),
+    "provenance": ("hook_points",),
+}
+
+
 def info(
     repo_or_path: Repo,
     subfolder: Subfolder = "",
@@ -29,21 +40,24 @@ def info(
     console = Console(as_json)
     sae = AutoSAE.from_pretrained(repo_or_path, subfolder=subfolder, revision=revision or "main")
     payload = describe(sae)
-    rows = [(key.replace("_", " "), _short(value)) for key, value in payload.items() if not isinstance(value, dict)]
-    for title in ("feature_stats", "training", "corpus", "data", "host", "provenance"):
-        rows += [
-            (f"{title.split('_')[0]}: {key.replace('_', ' ')}", _short(value)) for key, value in payload[title].items()
-        ]
+    rows = [
+        (key, _short(value)) for key, value in payload.items() if not isinstance(value, dict) and value is not None
+    ]
+    for title, keys in SHOWN.items():
+        part = payload[title]
+        rows += [(f"{title}.{key}", _short(part[key])) for key in keys or part if part.get(key) is not None]
     console.show(aligned(rows, "<<"))
     console.finish(payload, f"hf-sae eval {repo_or_path}")
 
 
 def describe(sae: SAE) -> dict[str, Any]:
     """Everything that `info` says, as JSON values."""
+    from ..models import SAEConfig
+
     config, provenance = sae.config, dict(sae.config.provenance or {})
     fields = {field.name for field in dataclasses.fields(type(config))}
     shared = {"d_in", "d_out", "d_sae", "hook_in", "hook_out", "pre_bias", "skip", "input_norm", "input_scale"}
-    base = {field.name for field in dataclasses.fields(_base_config())}
+    base = SAEConfig.__dataclass_fields__.keys()
     parts = {name: provenance.pop(name, None) or {} for name in ("training", "corpus", "data", "host")}
     return {
         "architecture": type(sae).__name__,
@@ -58,12 +72,6 @@ def describe(sae: SAE) -> dict[str, Any]:
         **{name: part if isinstance(part, dict) else {name: part} for name, part in parts.items()},
         "provenance": provenance,
     }
-
-
-def _base_config() -> type:
-    from ..models import SAEConfig
-
-    return SAEConfig
 
 
 def _stats(sae: SAE) -> dict[str, Any]:

@@ -87,9 +87,8 @@ def run(options: Any) -> None:
     from ..training import SAETrainer, SAETrainingArguments
 
     names = SAETrainingArguments.__dataclass_fields__.keys() & vars(options).keys()
-    args = SAETrainingArguments(
-        **{name: getattr(options, name) for name in names} | {"output_dir": str(options.output_dir)}
-    )
+    chosen: dict[str, Any] = {name: getattr(options, name) for name in names} | {"output_dir": str(options.output_dir)}
+    args = SAETrainingArguments(**chosen)
     console, process = Console(options.as_json), PartialState()  # the latter chooses this process's device
     host, tokenizer = load_host(options.host)
     if tokenizer is None:
@@ -141,7 +140,7 @@ def open_stream(options: Any, host: PreTrainedModel, tokenizer: Any, config: SAE
     from ..activations import ActivationStream
     from ..corpus import stdlib_corpus
 
-    points = list(dict.fromkeys([config.hook_in, config.hook_out or config.hook_in]))
+    points = [point for point in dict.fromkeys([config.hook_in, config.hook_out]) if isinstance(point, str)]
     dataset = stdlib_corpus(options.split) if options.dataset is None else options.dataset
     names = ("context_length", "positions", "column", "split", "seed")
     chosen: dict[str, Any] = {name: getattr(options, name) for name in names}
