@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -154,10 +153,8 @@ def opt() -> PreTrainedModel:
 
 
 def with_lora(host: PreTrainedModel, **config: Any) -> nn.Module:
-    """The host in PEFT's wrapper, which reads a property that transformers deprecated."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")
-        return get_peft_model(host, LoraConfig(**config)).eval()
+    """The host in PEFT's wrapper."""
+    return get_peft_model(host, LoraConfig(**config)).eval()
 
 
 def text_inputs(rows: int = 2, tokens: int = 7, seed: int = 1) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ rectangle kernel K of width ε (eq. 11 and 12): `∂z/∂θ = -(θ/ε) K((u-θ)/
 evaluated on the pre-activation, so that the whole kernel counts. The saved model uses the same thresholds.
 
 Deviations: θ itself is trained (Adam's step hardly moves a logarithm), clamped at 0 and kept in float32; ε is
-relative to the activations' scale; and where `target_l0` is given λ follows a controller until that L0 comes true.
+relative to the activations' scale; and where `target_l0` is given a controller moves λ and the thresholds' common level until that L0 comes true.
 """
 
 import math
@@ -24,7 +24,7 @@ from .outputs import Pass, SAEOutput, TrainingState, total_variance
 
 SAMPLE_FOR_THRESHOLDS = 4096
 # Gains of the L0 controller per optimiser step, tuned on planted data and on a small LM's residual stream.
-L0_SMOOTHING, PROPORTIONAL_GAIN, INTEGRAL_GAIN, MAX_EXCESS = 0.1, 2.0, 0.02, 1.0
+L0_SMOOTHING, SHIFT_GAIN, INTEGRAL_GAIN, MAX_EXCESS = 0.2, 0.03, 0.05, 1.0
 
 
 @strict_config
@@ -32,8 +32,8 @@ class JumpReLUConfig(SAEConfig):
     """[`SAEConfig`] plus how thresholds are trained.
 
     Args:
-        target_l0 (`float`, *optional*): the mean number of latents per token to arrive at; the controller changes λ
-            until it does. `None` keeps λ at `l0_coefficient`.
+        target_l0 (`float`, *optional*): the mean number of latents per token to arrive at; a controller sees
+            to it. `None` keeps λ at `l0_coefficient`.
         l0_coefficient (`float`): λ (its first value under a controller), per `target_l0` or else per latent.
         bandwidth (`float`): width ε of the kernel, in standard deviations of an input dimension.
         dead_coefficient (`float`): weight of `ReLU(θ - u)` on dead latents, which brings them back (0 = off).
@@ -153,15 +153,17 @@ class JumpReLUSAE(SAE):
             self._control(state)
 
     def _control(self, state: TrainingState) -> None:
-        """Proportional-integral control of log λ by the logarithm of L0 over its target.
+        """Two loops on the logarithm of L0 over its target (logarithms, because both span decades).
 
-        Logarithms, because both span decades: the same gains then serve every host, width and target.
+        A fast one moves all thresholds together, since Adam moves them by its learning rate and no faster. A slow one
+        integrates into log λ, until the gradient no longer pulls the thresholds away from the asked L0.
         """
         values = state.values
         smooth = values.get("l0_smooth", state.l0)
         values["l0_smooth"] = smooth = smooth + L0_SMOOTHING * (state.l0 - smooth)
         excess = math.log(max(smooth, 1e-3) / self.config.target_l0)
         excess = max(-MAX_EXCESS, min(MAX_EXCESS, excess))
-        values["integral"] = values.get("integral", 0.0) + INTEGRAL_GAIN * excess
-        exponent = max(-12.0, min(12.0, values["integral"] + PROPORTIONAL_GAIN * excess))
-        values["l0_coefficient"] = self.config.l0_coefficient * math.exp(exponent)
+        typical = self.threshold.mean().clamp_min(0.01 * values.get("scale", 1.0))
+        self.threshold.add_(typical * (SHIFT_GAIN * excess)).clamp_(min=0)
+        values["integral"] = max(-12.0, min(12.0, values.get("integral", 0.0) + INTEGRAL_GAIN * excess))
+        values["l0_coefficient"] = self.config.l0_coefficient * math.exp(values["integral"])
