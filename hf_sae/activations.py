@@ -30,7 +30,7 @@ class ActivationStream:
         host (`nn.Module`): any model that reads `input_ids`; it is never moved.
         tokenizer: of the host.
         dataset: see [`hf_sae.data.TokenDataset`].
-        hook_points (`Sequence[str | HookPoint]`): the places.
+        hook_points (`str`, [`HookPoint`] or several): the places.
         context_length (`int`, *optional*, defaults to 128): tokens per row of the host's input.
         batch_size (`int`, *optional*, defaults to 16): rows per forward of the host.
         ring_bytes (`int`, *optional*, defaults to 256 MiB): size of the shuffle ring, on the device of the activations.
@@ -48,7 +48,7 @@ class ActivationStream:
         host: nn.Module,
         tokenizer: Any,
         dataset: Any,
-        hook_points: Sequence[str | HookPoint],
+        hook_points: str | HookPoint | Sequence[str | HookPoint],
         *,
         context_length: int = 128,
         batch_size: int = 16,
@@ -63,9 +63,8 @@ class ActivationStream:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        points = [hook_points] if isinstance(hook_points, (str, HookPoint)) else hook_points
         self.host, self.seed, self.ring_bytes = host, seed, ring_bytes
-        self.reader = HostReader(host, points, dtype)
+        self.reader = HostReader(host, hook_points, dtype)
         self.reader.check_length(context_length)
         self.data = TokenDataset(
             dataset,
@@ -83,6 +82,9 @@ class ActivationStream:
         )
         self.ring = ShuffleRing(self.widths, self.reader.dtype, ring_bytes, seed * world_size + rank)
         self._check_ring(batch_size * context_length, f"one host batch of {batch_size} x {context_length} tokens")
+        self._begin()
+
+    def _begin(self) -> None:
         self._tokens: Iterator[TokenBatch] | None = None
         self._counts = dict.fromkeys(("seen", "masked", "served", "outliers", "host_batches"), 0)
         self._typical_norm = dict.fromkeys(self.widths, 0.0)

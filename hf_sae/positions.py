@@ -59,9 +59,9 @@ def tokenise_conversation(
 ) -> tuple[list[int], list[bool] | None]:
     """Ids of a conversation under the tokenizer's chat template, and which of them `role` wrote.
 
-    What a role wrote is the content of its messages and what closes them (`<|im_end|>`), without what opens them. For the assistant the
-    template's own `{% generation %}` marks are used where it has them. Otherwise a message starts where the text
-    changes with its content, and ends where the conversation cut after it ends.
+    What a role wrote is the content of its messages and what closes them (`<|im_end|>`), without what opens them. For
+    the assistant the template's own `{% generation %}` marks are used where it has them. Otherwise a message starts
+    where the text changes with its content, and ends where the conversation cut after it ends.
 
     Args:
         tokenizer: with a chat template.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,7 +22,7 @@ class HostReader:
 
     Args:
         host (`nn.Module`): any model that reads `input_ids`; it is never moved.
-        points (`Sequence[str | HookPoint]`): the places.
+        points (`str`, [`HookPoint`] or several): the places.
         dtype (`torch.dtype`, *optional*): of what is returned; otherwise that of the host's parameters.
 
     Attributes:
@@ -32,7 +32,10 @@ class HostReader:
         HookPointError: if there is no place, or one does not exist or has no fixed width.
     """
 
-    def __init__(self, host: nn.Module, points: Sequence[str | HookPoint], dtype: torch.dtype | None) -> None:
+    def __init__(
+        self, host: nn.Module, points: str | HookPoint | Sequence[str | HookPoint], dtype: torch.dtype | None
+    ) -> None:
+        points = [points] if isinstance(points, (str, HookPoint)) else points
         if not points:
             raise HookPointError("no hook points were given: name at least one place, such as 'resid_post.2'.")
         model = unwrap(host)
@@ -104,7 +107,7 @@ class HostReader:
 
 
 @contextmanager
-def evaluating(host: nn.Module) -> Iterator[None]:
+def evaluating(host: nn.Module) -> Generator[None]:
     """Eval mode inside the `with`; afterwards each module is in the mode that it was in."""
     training = [module for module in host.modules() if module.training]
     for module in training:

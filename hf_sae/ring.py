@@ -74,8 +74,7 @@ class ShuffleRing:
             taken = min(len(next(iter(rows.values()))), len(free) - used)
             for point, slots in self.slots.items():
                 slots.index_copy_(0, free[used : used + taken].to(slots.device), rows[point][:taken])
-            # a copy, because a view would keep the whole host batch alive
-            self.pending = {p: r[taken:].clone() for p, r in rows.items()} if taken < len(rows[point]) else {}
+            self.pending = {p: r[taken:] for p, r in rows.items()} if taken < len(rows[point]) else {}
             used += taken
         self._draw(torch.cat([self.order[self.cursor :], free[:used]]))
         return more
