@@ -50,6 +50,7 @@ class DemoSettings:
         least_density, most_density (`float`): features that fire on a smaller or larger share of tokens are not shown.
         prompt (`str`), new_tokens (`int`): of the steered continuation.
         strengths (`tuple`), most_kl (`float`): strengths tried, in maxima, and how far the host may go from itself, in nats.
+        n_candidates (`int`), least_consistency (`float`): features tried, and the share of contexts that have to agree.
     """
 
     hook: str = "resid_post.1"
@@ -71,6 +72,7 @@ class DemoSettings:
     strengths: tuple[float, ...] = (2.0, 4.0)
     most_kl: float = 1.0
     n_candidates: int = 256
+    least_consistency: float = 0.8
     new_tokens: int = 40
 
 
@@ -207,7 +209,7 @@ def _measure(settings: DemoSettings, sae: SAE, host: Any, tokenizer: Any, sample
         host,
         tokenizer,
         held_out,
-        n_tokens=settings.eval_characters * len(held_out),  # all of it: a token is a character at least
+        n_tokens=sum(map(len, tokenizer(held_out["text"], verbose=False)["input_ids"])),  # all of it
         context_length=settings.context_length,
         controls=True,
         control_sample=sample,
@@ -220,7 +222,8 @@ def _effect(
     settings: DemoSettings, sae: SAE, host: Any, tokenizer: Any, ranked: Sequence[Consistent]
 ) -> Effect | None:
     """The feature to steer with, among the most consistent ones that peak at a word."""
-    candidates = [c.examples for c in ranked if not c.before and c.token.isalpha() and len(c.token) > 2]
+    words = [c for c in ranked if not c.before and c.token.isalpha() and len(c.token) > 2]
+    candidates = [c.examples for c in words if c.share >= settings.least_consistency]
     text = excerpts(200, settings.seed)[0]["text"]
     return largest_effect(
         sae, host, tokenizer, candidates[: settings.n_candidates], text, settings.strengths, settings.most_kl

@@ -32,6 +32,7 @@ TINY = DemoSettings(
     n_features=4,
     n_candidates=6,
     new_tokens=6,
+    least_consistency=0.0,
 )
 
 

@@ -45,7 +45,7 @@ class Console:
 
     def say(self, text: str = "") -> None:
         """Progress and remarks, on stderr."""
-        typer.echo(text, err=True)
+        typer.echo(paragraph(text), err=True)
 
     def show(self, text: str = "") -> None:
         """A result: on stdout, or on stderr under `--json`."""

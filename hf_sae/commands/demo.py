@@ -41,7 +41,7 @@ def demo(
         console.show(feature_lines(found, settings.n_contexts, columns()) + "\n")
     console.show(steering_lines(settings.prompt, result.effect, result.texts))
     steps = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in result.seconds.items())
-    console.show(f"\nTook {result.payload['seconds']:.0f} s ({steps}). Saved to {output}, with a card.")
+    console.show(f"\nTook {result.payload['seconds']:.0f} s ({steps}).\nSaved to {output}, with a card.")
     effect = result.effect
     example = f" --feature {effect.examples.latent}={effect.strength:g}x" if effect else " --feature 0=2x"
     console.finish(result.payload, f'hf-sae steer {output}{example} --prompt "import "')
