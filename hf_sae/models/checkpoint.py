@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from .errors import CheckpointError
 FEATURE_STATS = "feature_stats.safetensors"
 
 
-def load_strictly(load: Callable[..., Any], name: str, *args: Any, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+def load_strictly(load: Callable[..., Any], name: str | Path, *args: Any, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
     """Calls a transformers `from_pretrained` and returns `(model, loading_info)`.
 
     Raises:
@@ -41,7 +41,7 @@ def load_strictly(load: Callable[..., Any], name: str, *args: Any, **kwargs: Any
             model, info = load(name, *args, **kwargs)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
-            f"cannot read a checkpoint from {name!r}: {_first_line(error)} "
+            f"cannot read a checkpoint from {str(name)!r}: {_first_line(error)} "
             "Needed: config.json and model.safetensors (pickles are not read)."
         ) from error
     _refuse(name, "lacks the tensors", info["missing_keys"])
@@ -60,10 +60,10 @@ def _first_line(error: Exception) -> str:
     return (lines[0] if lines else type(error).__name__).rstrip(".") + "."
 
 
-def _refuse(name: str, what: str, keys: Any) -> None:
+def _refuse(name: str | Path, what: str, keys: Any) -> None:
     if keys:
         listed = ", ".join(str(k) for k in sorted(keys, key=str))
-        raise CheckpointError(f"{name!r} {what} {listed}. Is this another architecture, or a damaged file?")
+        raise CheckpointError(f"{str(name)!r} {what} {listed}. Is this another architecture, or a damaged file?")
 
 
 def _not_finite(model: nn.Module) -> Iterator[str]:
@@ -73,7 +73,7 @@ def _not_finite(model: nn.Module) -> Iterator[str]:
 
 
 @contextmanager
-def without_progress_bars() -> Iterator[None]:
+def without_progress_bars() -> Generator[None]:
     """Within it transformers draws no bar over the one or two files of an SAE (downloads keep theirs)."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
@@ -85,7 +85,7 @@ def without_progress_bars() -> Iterator[None]:
 
 
 @contextmanager
-def atomic_folder(destination: str | Path) -> Iterator[Path]:
+def atomic_folder(destination: str | Path) -> Generator[Path]:
     """Yields an empty folder whose files are moved into `destination` when the block ends, or removed if it fails.
 
     Raises:
@@ -131,9 +131,11 @@ def read_feature_stats(name: str, d_sae: int, hub_kwargs: dict[str, Any]) -> dic
         stats = load_file(path)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
-            f"{FEATURE_STATS} of {name!r} cannot be read: {error}. Delete it or evaluate again."
+            f"{FEATURE_STATS} of {str(name)!r} cannot be read: {error}. Delete it or evaluate again."
         ) from error
     for key in ("density", "maximum"):
         if key not in stats or stats[key].shape != (d_sae,):
-            raise CheckpointError(f"{FEATURE_STATS} of {name!r} has no {key!r} of shape [{d_sae}]. Evaluate again.")
+            raise CheckpointError(
+                f"{FEATURE_STATS} of {str(name)!r} has no {key!r} of shape [{d_sae}]. Evaluate again."
+            )
     return stats

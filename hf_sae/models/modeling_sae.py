@@ -67,8 +67,9 @@ class SAE(PreTrainedModel):
     def __init__(self, config: SAEConfig) -> None:
         super().__init__(config)
         self.encoder = nn.Linear(config.d_in, config.d_sae)
-        self.decoder = Decoder(config.d_sae, config.d_out)
-        self.skip = nn.Linear(config.d_in, config.d_out, bias=False) if config.skip else None
+        d_out = config.d_out or config.d_in
+        self.decoder = Decoder(config.d_sae, d_out)
+        self.skip = nn.Linear(config.d_in, d_out, bias=False) if config.skip else None
         self.feature_stats: dict[str, Tensor] | None = None
 
     @torch.no_grad()
@@ -223,9 +224,11 @@ class SAE(PreTrainedModel):
     @property
     def W_enc(self) -> Tensor:
         """`[d_in, d_sae]`, read-only; a LoRA on the encoder is merged in."""
-        merged = self.encoder
-        delta = sum(merged.get_delta_weight(a) for a in getattr(merged, "active_adapters", []))
-        return (merged.weight.detach() + delta).T
+        encoder: Any = self.encoder  # peft puts its own layer here, whose `weight` is the base weight alone
+        weight = encoder.weight.detach()
+        for adapter in getattr(encoder, "active_adapters", ()):
+            weight = weight + encoder.get_delta_weight(adapter).detach()
+        return weight.T
 
     @property
     def b_enc(self) -> Tensor:
@@ -243,7 +246,7 @@ class SAE(PreTrainedModel):
         return self.decoder.bias.detach()
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str, *model_args: Any, **kwargs: Any) -> Any:
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *model_args: Any, **kwargs: Any) -> Any:
         """transformers' `from_pretrained`, strictly: see [`CheckpointError`] and [`ConfigError`] for what is refused."""
         name, want_info = str(pretrained_model_name_or_path), kwargs.pop("output_loading_info", False)
         hub_keys = ("subfolder", "revision", "token", "cache_dir", "local_files_only", "force_download")

@@ -55,7 +55,7 @@ class Trainee:
 
     def dead_share(self) -> float:
         """Share of the latents that have not fired for `dead_after_tokens`."""
-        return float(self.state.dead().float().mean())
+        return float((self.state.tokens_since_fired > self.state.dead_after_tokens).float().mean())
 
     def select(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Input and target, `[tokens, d_in]` and `[tokens, d_out]`, from a batch.
