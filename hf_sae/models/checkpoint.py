@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
 from .errors import CheckpointError
@@ -36,7 +37,8 @@ def load_strictly(load: Callable[..., Any], name: str, *args: Any, **kwargs: Any
     # mismatched shapes come back in the loading info, so that every defect is refused in one place
     kwargs |= {"output_loading_info": True, "use_safetensors": True, "ignore_mismatched_sizes": True}
     try:
-        model, info = load(name, *args, **kwargs)
+        with without_progress_bars():
+            model, info = load(name, *args, **kwargs)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"cannot read a checkpoint from {name!r}: {_first_line(error)} "
@@ -68,6 +70,18 @@ def _not_finite(model: nn.Module) -> Iterator[str]:
     for key, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not tensor.is_meta and not torch.isfinite(tensor).all():
             yield key
+
+
+@contextmanager
+def without_progress_bars() -> Iterator[None]:
+    """Within it transformers draws no bar over the one or two files of an SAE (downloads keep theirs)."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 @contextmanager

@@ -9,6 +9,7 @@
 """
 
 import math
+import tempfile
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,7 +20,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers import initialization as init
 
-from .checkpoint import FEATURE_STATS, atomic_folder, load_strictly, read_feature_stats
+from .checkpoint import FEATURE_STATS, atomic_folder, load_strictly, read_feature_stats, without_progress_bars
 from .configuration_sae import SAEConfig
 from .errors import CheckpointError
 from .outputs import Pass, SAEOutput, TrainingState, total_variance
@@ -256,11 +257,30 @@ class SAE(PreTrainedModel):
         """transformers' `save_pretrained`, atomically, with the feature statistics beside the weights."""
         if Path(save_directory).is_file():
             raise CheckpointError(f"{str(save_directory)!r} is a file: give a folder.")
-        push = kwargs.pop("push_to_hub", False)
-        repo_id = kwargs.pop("repo_id", Path(save_directory).name)
-        with atomic_folder(save_directory) as folder:
+        push, repo_id = kwargs.pop("push_to_hub", False), kwargs.pop("repo_id", Path(save_directory).name)
+        with atomic_folder(save_directory) as folder, without_progress_bars():
             super().save_pretrained(folder, *args, **kwargs)
             if self.feature_stats is not None:
                 save_file({k: v.contiguous().cpu() for k, v in self.feature_stats.items()}, folder / FEATURE_STATS)
         if push:
             self.push_to_hub(repo_id)
+
+    def push_to_hub(self, repo_id: str, *, subfolder: str | None = None, **kwargs: Any) -> str:
+        """Uploads the model with a card of its own in one commit and returns the commit's address.
+
+        Args:
+            repo_id (`str`): `user/name`; created where it does not exist.
+            subfolder (`str`, *optional*): folder in the repo, for a repo with several SAEs.
+            kwargs: `private`, `token`, `revision`, `create_pr`, `commit_message` as in `hf_sae.hub.push_folder`.
+
+        Raises:
+            OSError: if the Hub refuses or cannot be reached.
+        """
+        try:
+            from hf_sae.hub import push_folder, save_card
+        except ImportError as error:  # this file also travels to the Hub as code, without the rest of the package
+            raise CheckpointError("push_to_hub writes a model card: pip install hf-sae.") from error
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            save_card(folder, self, repo_id=repo_id, subfolder=subfolder)
+            return push_folder(folder, repo_id, subfolder=subfolder, **kwargs)

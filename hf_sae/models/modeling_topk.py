@@ -16,7 +16,10 @@ from .configuration_sae import SAEConfig, strict_config
 from .modeling_sae import SAE, Norm
 from .outputs import Pass, TrainingState
 from .sparse_code import SparseCode
-from .sparse_ops import SelectedPreActivations
+from .sparse_ops import SelectedPreActivations, top_k
+
+
+SCALE_TOKENS = 4096  # activations that the length of the encoder rows is fitted to
 
 
 @strict_config
@@ -79,15 +82,15 @@ class TopKSAE(SAE):
         return self._select(pre, k, norm), pre
 
     def _select(self, pre: Tensor, k: int, norm: Norm | None) -> SparseCode:
-        values, indices = pre.topk(k, dim=-1, sorted=False)
-        return SparseCode(torch.relu(values), indices, None, self.config.d_sae, norm)
+        indices = top_k(pre, k)
+        return SparseCode(torch.relu(pre.gather(-1, indices)), indices, None, self.config.d_sae, norm)
 
     def _select_sparsely(self, x: Tensor, k: int, norm: Norm | None) -> SparseCode:
         rows = x.reshape(-1, x.shape[-1])
         shift = self.decoder() if self.config.subtracts_bias else None
         with torch.no_grad():
             pre = F.linear(rows if shift is None else rows - shift, self.encoder.weight, self.encoder.bias)
-            indices = pre.topk(k, dim=-1, sorted=False).indices
+            indices = top_k(pre, k)
         values = SelectedPreActivations.apply(rows, self.encoder.weight, self.encoder.bias, shift, pre, indices)
         shape = (*x.shape[:-1], k)
         return SparseCode(torch.relu(values).view(shape), indices.view(shape), None, self.config.d_sae, norm)
@@ -118,6 +121,23 @@ class TopKSAE(SAE):
         share = k_aux / (self.config.k_aux or max(self.config.d_out // 2, 1))
         scale = self.config.aux_coefficient * share / result.state.normaliser
         return {"auxk": scale * error.square().sum(-1).mean()}
+
+    @torch.no_grad()
+    def initialize_from(self, x: Tensor, target: Tensor, state: TrainingState) -> None:
+        """As in [`SAE`]; then encoder rows are shortened until the first reconstructions have the right length.
+
+        The rows of an overcomplete dictionary overlap, so that k projections on unit rows add up to several times the
+        input. The factor is the least-squares one for a sample.
+        """
+        super().initialize_from(x, target, state)
+        if self.config.is_transcoder:  # random rows reconstruct nothing that could be scaled
+            return
+        sample, _ = self.normalize(x[:SCALE_TOKENS])
+        centred = sample - self.decoder.bias
+        reconstruction = self.decoder(self.latents_of(sample, None)[0]) - self.decoder.bias
+        scale = (reconstruction * centred).sum() / reconstruction.square().sum().clamp_min(1e-12)
+        if scale > 0:
+            self.encoder.weight.mul_(scale)
 
     @torch.no_grad()
     def before_step(self, state: TrainingState) -> None:

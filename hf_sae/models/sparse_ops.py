@@ -41,6 +41,35 @@ class Transposed:
         )
 
 
+@torch.no_grad()
+def top_k(pre_activations: Tensor, k: int) -> Tensor:
+    """`[..., k]`: the latents with the `k` largest values of `[..., d_sae]`, in no particular order.
+
+    Exact, in two stages: a value among the k largest lies in one of the k groups with the largest maxima, so only those
+    groups are searched. Which of equal values are taken is not defined, as in `Tensor.topk`.
+    """
+    d_sae = pre_activations.shape[-1]
+    size = _group_size(d_sae, k)
+    if size == 1:
+        return pre_activations.topk(k, dim=-1, sorted=False).indices
+    n_groups = d_sae // size
+    # a group is every n_groups-th latent: maxima over contiguous groups would be many times slower
+    maxima = pre_activations.unflatten(-1, (size, n_groups)).amax(-2)
+    groups = maxima.topk(k, dim=-1, sorted=False).indices
+    members = torch.arange(0, d_sae, n_groups, device=groups.device)
+    candidates = (groups.unsqueeze(-2) + members.unsqueeze(-1)).flatten(-2)
+    best = pre_activations.gather(-1, candidates).topk(k, dim=-1, sorted=False).indices
+    return candidates.gather(-1, best)
+
+
+def _group_size(d_sae: int, k: int) -> int:
+    # d_sae / size maxima and k * size candidates: fewest in all near sqrt(d_sae / k)
+    size = 1
+    while 4 * size * size * k <= d_sae and d_sae % (2 * size) == 0:
+        size *= 2
+    return size
+
+
 def decode(values: Tensor, indices: Tensor, weight: Tensor) -> Tensor:
     """`[tokens, d_out]`: the sum of `values[t, j] * weight[indices[t, j]]` over j.
 

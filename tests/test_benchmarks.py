@@ -1,0 +1,123 @@
+"""The parts of the benchmark that need no peer."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from benchmarks import implementations, report, worker
+from benchmarks.activations import Planted, write_from_cache, write_planted
+from benchmarks.implementations import ROWS, Ours, PlainTorch, Row, Task
+from benchmarks.quality import Weights, judge
+
+
+TASK = Task(d=16, d_sae=64, k=4, batch=64, steps=12)
+
+
+def test_planted_activations_are_the_same_for_the_same_seed_and_have_variance_one():
+    source = Planted(d=64, n_features=256)
+    x = source.sample(20_000, 1)
+    assert torch.equal(x[:100], Planted(d=64, n_features=256).sample(20_000, 1)[:100])
+    assert not torch.equal(x[:100], source.sample(100, 2))
+    # features have a mean of their own, which adds to the offset
+    assert 0.7 < float(x.var(0).sum()) < 1.1
+    assert float(x.mean(0).norm()) > 1.5
+
+
+def test_a_cache_is_cut_to_what_the_run_needs(tmp_path):
+    save_file({"a": torch.randn(100, 4).half(), "b": torch.randn(50, 4)}, tmp_path / "cache.safetensors")
+    write_from_cache(
+        tmp_path / "out", tmp_path / "cache.safetensors", train="a", held_out="b", n_train=64, n_held_out=20
+    )
+    out = load_file(tmp_path / "out")
+    assert {k: (list(v.shape), v.dtype) for k, v in out.items()} == {
+        "train": ([64, 4], torch.float32),
+        "held_out": ([20, 4], torch.float32),
+    }
+
+
+@pytest.mark.parametrize(("train", "n_train", "message"), [("c", 10, "it has a, b"), ("a", 1000, "Lower --steps")])
+def test_a_cache_without_what_is_asked_says_what_it_has(tmp_path, train, n_train, message):
+    save_file({"a": torch.randn(100, 4), "b": torch.randn(50, 4)}, tmp_path / "cache.safetensors")
+    with pytest.raises(KeyError, match=message):
+        write_from_cache(
+            tmp_path / "out", tmp_path / "cache.safetensors", train=train, held_out="b", n_train=n_train, n_held_out=20
+        )
+
+
+def test_the_judge_knows_a_perfect_and_a_useless_autoencoder():
+    x = torch.eye(8).repeat(4, 1) * 3 + 1
+    perfect = Weights(torch.eye(8), torch.zeros(8), torch.eye(8), torch.ones(8))
+    quality = judge(perfect, x, k=2)
+    assert quality.fvu == pytest.approx(0, abs=1e-12)
+    assert (quality.l0, quality.dead) == (1.0, 0.0)
+    useless = Weights(-torch.eye(8), torch.zeros(8), torch.eye(8), x.mean(0))
+    assert judge(useless, x, k=1).fvu > 1
+    silent = Weights(torch.zeros(8, 8), -torch.ones(8), torch.eye(8), x.mean(0))
+    quality = judge(silent, x, k=3)
+    assert (quality.fvu, quality.l0, quality.dead) == (pytest.approx(1.0), 0.0, 1.0)
+
+
+def test_every_step_is_timed_and_quality_improves(tmp_path):
+    write_planted(tmp_path / "data", d=16, d_sae=64, n_train=768, n_held_out=256)
+    data = load_file(tmp_path / "data")
+    result = worker.measure(Row(PlainTorch, "", {}), TASK, data, warmup=2)
+    curve = result["curve"]
+    assert result["timed_steps"] == 10
+    assert curve[-1]["tokens"] == 768
+    assert result["best_tokens_per_second"] >= result["tokens_per_second"] > 0
+    assert curve[-1]["fvu"] < curve[0]["fvu"]
+    assert [p["step"] for p in curve] == sorted({p["step"] for p in curve})
+
+
+def test_a_peer_that_is_not_there_is_a_cell_of_the_table(tmp_path, monkeypatch):
+    def absent(task: Task) -> PlainTorch:
+        raise ImportError("no module")
+
+    monkeypatch.setitem(implementations.ROWS, "saelens", Row(absent, "defaults", {}, "no-such-distribution"))
+    write_planted(tmp_path / "data", d=16, d_sae=64, n_train=64, n_held_out=64)
+    argv = ["worker", "saelens", str(tmp_path / "data"), json.dumps(vars(TASK))]
+    argv += ["--threads", str(torch.get_num_threads()), "--warmup", "2", "--result", str(tmp_path / "result.json")]
+    monkeypatch.setattr("sys.argv", argv)
+    worker.main()
+    result = json.loads(Path(tmp_path / "result.json").read_text())
+    assert result == {"version": "not installed", "missing": "no module"}
+    assert "not installed" in report.table({"saelens": result})
+
+
+def test_time_to_the_common_target_is_read_off_the_curve():
+    slow = {"curve": [{"seconds": 1.0, "fvu": 0.6}, {"seconds": 3.0, "fvu": 0.4}]}
+    fast = {"curve": [{"seconds": 0.1, "fvu": 0.3}, {"seconds": 0.2, "fvu": 0.2}]}
+    target = report.time_to({"a": slow, "b": fast, "c": {"missing": "x"}})
+    assert target == pytest.approx(0.404)
+    assert slow["seconds_to_target"] == pytest.approx(1 + 2 * 0.196 / 0.2)
+    assert fast["seconds_to_target"] == 0.1
+    assert report.time_to({"c": {"missing": "x"}}) is None
+
+
+def test_ours_and_plain_torch_agree_with_what_they_export():
+    pytest.importorskip("hf_sae.training")
+    x = Planted(d=16, n_features=64).sample(64, 1)
+    for build in (Ours, PlainTorch):
+        implementation = build(TASK)
+        for _ in range(3):
+            implementation.step(x)
+        quality = judge(implementation.weights(), x, TASK.k)
+        assert 0 < quality.fvu < 1
+        assert math.isclose(quality.l0, TASK.k, rel_tol=0.5)
+
+
+def test_checkpoints_come_after_the_warm_up_and_include_the_end():
+    due = worker.checkpoints(300, 20)
+    assert max(due) == 300
+    assert min(due) > 20
+    assert len(due) == 16
+
+
+def test_the_table_has_a_row_for_each_implementation():
+    assert {"hf_sae", "saelens", "sparsify", "torch"} <= set(ROWS)
