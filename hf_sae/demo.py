@@ -209,7 +209,7 @@ def _measure(settings: DemoSettings, sae: SAE, host: Any, tokenizer: Any, sample
         host,
         tokenizer,
         held_out,
-        n_tokens=sum(map(len, tokenizer(held_out["text"], verbose=False)["input_ids"])),  # all of it
+        n_tokens=sum(map(len, tokenizer(list(held_out["text"]), verbose=False)["input_ids"])),  # all of it
         context_length=settings.context_length,
         controls=True,
         control_sample=sample,

@@ -347,4 +347,6 @@ def test_train_on_two_processes(tmp_path: Path):
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-2000:]
     assert len([line for line in result.stdout.splitlines() if line.startswith("{")]) == 1
-    assert AutoSAE.from_pretrained(str(tmp_path)).feature_stats is not None
+    sae = AutoSAE.from_pretrained(str(tmp_path))
+    assert sae.feature_stats is not None
+    assert sae.config.provenance["data"]["world_size"] == 2

@@ -82,19 +82,19 @@ def train(
 
 def run(options: Any) -> None:
     """The whole command; `options` has an attribute for each."""
-    from accelerate import PartialState
+    from accelerate import Accelerator
 
     from ..training import SAETrainer, SAETrainingArguments
 
     names = SAETrainingArguments.__dataclass_fields__.keys() & vars(options).keys()
     chosen: dict[str, Any] = {name: getattr(options, name) for name in names} | {"output_dir": str(options.output_dir)}
     args = SAETrainingArguments(**chosen)
-    console, process = Console(options.as_json), PartialState()  # the latter chooses this process's device
+    console, process = Console(options.as_json), Accelerator()  # before the host: it chooses this process's device
     host, tokenizer = load_host(options.host)
     if tokenizer is None:
         fail(f"the host {options.host!r} has no tokenizer. Train on its activations from Python with SAETrainer.")
     model_config = build_config(options, host)
-    stream = open_stream(options, host, tokenizer, model_config)
+    stream = open_stream(options, host, tokenizer, model_config, process.process_index, process.num_processes)
     sae = new_model(model_config, options.seed)
     trainer = SAETrainer(sae, args, stream)
     began = time.monotonic()
@@ -135,15 +135,20 @@ def build_config(options: Any, host: PreTrainedModel) -> SAEConfig:
     return known[options.arch](**fields | pairs(options.set_ or (), "--set"))
 
 
-def open_stream(options: Any, host: PreTrainedModel, tokenizer: Any, config: SAEConfig) -> Any:
-    """The activations to train on; they start again where the data ends."""
+def open_stream(
+    options: Any, host: PreTrainedModel, tokenizer: Any, config: SAEConfig, rank: int, world_size: int
+) -> Any:
+    """The activations to train on, this process's share of them; they start again where the data ends."""
     from ..activations import ActivationStream
     from ..corpus import stdlib_corpus
 
     points = [point for point in dict.fromkeys([config.hook_in, config.hook_out]) if isinstance(point, str)]
     dataset = stdlib_corpus(options.split) if options.dataset is None else options.dataset
     names = ("context_length", "positions", "column", "split", "seed")
-    chosen: dict[str, Any] = {name: getattr(options, name) for name in names}
+    chosen: dict[str, Any] = {name: getattr(options, name) for name in names} | {
+        "rank": rank,
+        "world_size": world_size,
+    }
     # what is in the ring at the end was read for nothing: a short run gets a small one
     bytes_per_token = 4 * sum((config.d_in, config.d_out or 0)[: len(points)]) + 16
     tokens = max(options.total_tokens // 8, 4 * options.tokens_per_batch)

@@ -69,8 +69,12 @@ def test_header_names_library_base_model_data_and_metrics():
     assert values == {"l0": 4.0, "fvu": 0.25}  # what is not defined is left out
 
 
-@pytest.mark.parametrize("base", [None, "default_host", "/home/me/model", "./model", "tests", "gpt2"])
-def test_a_base_model_that_is_no_hub_id_stays_out_of_the_header(base: str | None):
+@pytest.mark.parametrize("base", [None, "default_host", "/home/me/model", "./model", "some/folder", "gpt2"])
+def test_a_base_model_that_is_no_hub_id_stays_out_of_the_header(
+    base: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "some" / "folder").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
     header = header_of(render_card(make_sae(base_model=base)))
     assert not {"base_model", "base_model_relation", "model-index"} & header.keys()
 
