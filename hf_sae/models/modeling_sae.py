@@ -63,6 +63,9 @@ class SAE(PreTrainedModel):
     main_input_name = "hidden_states"
     _no_split_modules: ClassVar[list[str]] = []
     unit_norm_decoder = True
+    # Adam's steps have one size for all entries. Decoder entries are about 1/sqrt(d_out), encoder entries several times
+    # smaller (see `TopKSAE.initialize_from`): equal relative steps need unequal rates. The factor was measured.
+    learning_rate_factors: ClassVar[dict[str, float]] = {"decoder.weight": 3.0}
 
     def __init__(self, config: SAEConfig) -> None:
         super().__init__(config)
