@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from .data import Positions, TokenBatch, TokenDataset
+from .data import Positions, TokenDataset
 from .errors import DataError
 from .hooks import HookPoint
 from .reading import HostReader
 from .ring import Rows, ShuffleRing
+from .rows import RowShuffle
 
 
 _OUTLIER_FACTOR = 10.0
+ROWS_SHARE = 16  # the part of ring_bytes that shuffles rows of tokens before the host
 
 
 class ActivationStream:
@@ -33,7 +36,8 @@ class ActivationStream:
         hook_points (`str`, [`HookPoint`] or several): the places.
         context_length (`int`, *optional*, defaults to 128): tokens per row of the host's input.
         batch_size (`int`, *optional*, defaults to 16): rows per forward of the host.
-        ring_bytes (`int`, *optional*, defaults to 256 MiB): size of the shuffle ring, on the device of the activations.
+        ring_bytes (`int`, *optional*, defaults to 256 MiB): size of the shuffle ring, on the device of the activations; a
+            sixteenth of it shuffles whole rows before the host.
         packed, positions, column, split, repeat, rank, world_size: see [`hf_sae.data.TokenDataset`].
         dtype (`torch.dtype`, *optional*): of the activations; otherwise that of the host.
         seed (`int`, *optional*, defaults to 0): of the order of documents and of tokens.
@@ -80,12 +84,13 @@ class ActivationStream:
             rank=rank,
             world_size=world_size,
         )
-        self.ring = ShuffleRing(self.widths, self.reader.dtype, ring_bytes, seed * world_size + rank)
+        own_seed = seed * world_size + rank
+        self.rows = RowShuffle(self.data, ring_bytes // ROWS_SHARE, own_seed)
+        self.ring = ShuffleRing(self.widths, self.reader.dtype, ring_bytes - ring_bytes // ROWS_SHARE, own_seed)
         self._check_ring(batch_size * context_length, f"one host batch of {batch_size} x {context_length} tokens")
         self._begin()
 
     def _begin(self) -> None:
-        self._tokens: Iterator[TokenBatch] | None = None
         self._counts = dict.fromkeys(("seen", "masked", "served", "outliers", "host_batches"), 0)
         self._typical_norm = dict.fromkeys(self.widths, 0.0)
         self._ended, self._whole = False, True
@@ -159,9 +164,7 @@ class ActivationStream:
 
     def _next_rows(self) -> Rows | None:
         """The kept activations of the next host batch that has any."""
-        if self._tokens is None:
-            self._tokens = iter(self.data)
-        for batch in self._tokens:
+        for batch in self.rows:
             kept = batch.keep.flatten().nonzero().squeeze(1)
             seen = int(batch.attention_mask.sum())
             self._counts["seen"] += seen
@@ -192,9 +195,10 @@ class ActivationStream:
 
     def _check_ring(self, tokens: int, what: str) -> None:
         if tokens > self.ring.capacity:
+            needed = math.ceil(tokens * self.ring.slot_bytes * ROWS_SHARE / (ROWS_SHARE - 1))
             raise DataError(
                 f"ring_bytes={self.ring_bytes} holds {self.ring.capacity} tokens of {self.ring.slot_bytes} bytes, too few for "
-                f"{what}. Give at least ring_bytes={tokens * self.ring.slot_bytes}."
+                f"{what}. Give at least ring_bytes={needed}."
             )
 
     def state_dict(self) -> dict[str, Any]:
@@ -208,7 +212,7 @@ class ActivationStream:
                 "the stream was interrupted inside a host batch and has no valid state: use the last saved one."
             )
         state: dict[str, Any] = {f"ring.{key}": value for key, value in self.ring.state_dict().items()}
-        state |= {f"data.{key}": value for key, value in self.data.state_dict().items()}
+        state |= {f"rows.{key}": value for key, value in self.rows.state_dict().items()}
         return state | {"counts": self.counts, "typical_norm": dict(self._typical_norm), "ended": self._ended}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -217,14 +221,14 @@ class ActivationStream:
         Raises:
             DataError: if hook points, widths, dtype, ring size, dataset or its settings differ.
         """
-        parts: dict[str, dict[str, Any]] = {"ring": {}, "data": {}}
+        parts: dict[str, dict[str, Any]] = {"ring": {}, "rows": {}}
         for key, value in state.items():
             owner, _, name = key.partition(".")
             if owner in parts:
                 parts[owner][name] = value
         self.ring.load_state_dict(parts["ring"], self.reader.devices())
-        self.data.load_state_dict(parts["data"])
-        self._tokens, self._ended, self._whole = None, state["ended"], True
+        self.rows.load_state_dict(parts["rows"])
+        self._ended, self._whole = state["ended"], True
         self._counts, self._typical_norm = dict(state["counts"]), dict(state["typical_norm"])
 
     def info(self) -> dict[str, Any]:

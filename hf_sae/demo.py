@@ -56,8 +56,8 @@ class DemoSettings:
     hook: str = "resid_post.1"
     d_sae: int = 3072
     k: int = 32
-    total_tokens: int = 1_200_000
-    tokens_per_batch: int = 2048
+    total_tokens: int = 1_600_000
+    tokens_per_batch: int = 1024
     learning_rate: float | None = None
     context_length: int = 128
     seed: int = 0

@@ -22,7 +22,6 @@ Option = typer.Option
 LAST = ("last", "true", "True")
 DEFAULT_HOOK = "resid_post.1"  # of the default host
 EXPANSION = 16
-RING_BYTES = 256 * 2**20
 
 
 def train(
@@ -84,7 +83,9 @@ def run(options: Any) -> None:
     """The whole command; `options` has an attribute for each."""
     from accelerate import Accelerator
 
+    from ..corpus import stdlib_corpus
     from ..training import SAETrainer, SAETrainingArguments
+    from ..training.recipes import open_stream
 
     names = SAETrainingArguments.__dataclass_fields__.keys() & vars(options).keys()
     chosen: dict[str, Any] = {name: getattr(options, name) for name in names} | {"output_dir": str(options.output_dir)}
@@ -94,7 +95,8 @@ def run(options: Any) -> None:
     if tokenizer is None:
         fail(f"the host {options.host!r} has no tokenizer. Train on its activations from Python with SAETrainer.")
     model_config = build_config(options, host)
-    stream = open_stream(options, host, tokenizer, model_config, process.process_index, process.num_processes)
+    dataset = stdlib_corpus(options.split) if options.dataset is None else options.dataset
+    stream = open_stream(host, tokenizer, dataset, model_config, args, **stream_options(options))
     sae = new_model(model_config, options.seed)
     trainer = SAETrainer(sae, args, stream)
     began = time.monotonic()
@@ -135,26 +137,9 @@ def build_config(options: Any, host: PreTrainedModel) -> SAEConfig:
     return known[options.arch](**fields | pairs(options.set_ or (), "--set"))
 
 
-def open_stream(
-    options: Any, host: PreTrainedModel, tokenizer: Any, config: SAEConfig, rank: int, world_size: int
-) -> Any:
-    """The activations to train on, this process's share of them; they start again where the data ends."""
-    from ..activations import ActivationStream
-    from ..corpus import stdlib_corpus
-
-    points = [point for point in dict.fromkeys([config.hook_in, config.hook_out]) if isinstance(point, str)]
-    dataset = stdlib_corpus(options.split) if options.dataset is None else options.dataset
-    names = ("context_length", "positions", "column", "split", "seed")
-    chosen: dict[str, Any] = {name: getattr(options, name) for name in names} | {
-        "rank": rank,
-        "world_size": world_size,
-    }
-    # what is in the ring at the end was read for nothing: a short run gets a small one
-    bytes_per_token = 4 * sum((config.d_in, config.d_out or 0)[: len(points)]) + 16
-    tokens = max(options.total_tokens // 8, 4 * options.tokens_per_batch)
-    return ActivationStream(
-        host, tokenizer, dataset, points, repeat=True, ring_bytes=min(RING_BYTES, tokens * bytes_per_token), **chosen
-    )
+def stream_options(options: Any) -> dict[str, Any]:
+    """What the flags say about the data."""
+    return {name: getattr(options, name) for name in ("context_length", "positions", "column", "split", "seed")}
 
 
 def new_model(config: SAEConfig, seed: int) -> SAE:

@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate import Accelerator
 
 from ..activations import ActivationStream
 from ..errors import HookPointError
@@ -15,6 +16,8 @@ from ..models import SAE, AutoSAE, SAEConfig, TopKConfig
 from .arguments import SAETrainingArguments
 from .trainer import SAETrainer
 
+
+RING_BYTES = 256 * 2**20
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -65,16 +68,35 @@ def train_sae(
     config = _complete(
         config, host, hook_in or (None if layer is None else f"resid_post.{layer}"), hook_out, expansion, k
     )
-    points = list(dict.fromkeys([str(config.hook_in), str(config.hook_out or config.hook_in)]))
     name = f"{host.config._name_or_path}-{config.hook_in}"
     folder = output_dir or f"sae-{re.sub(r'[^A-Za-z0-9.]+', '-', name).strip('-')}"
     args = args or SAETrainingArguments(output_dir=folder, total_tokens=total_tokens, seed=seed)
-    options: dict[str, Any] = {"repeat": True, "seed": args.seed} | stream_options
-    stream = ActivationStream(host, tokenizer, dataset, points, **options)
+    stream = open_stream(host, tokenizer, dataset, config, args, **stream_options)
     torch.manual_seed(args.seed)
     sae = AutoSAE.from_config(config)
     SAETrainer(sae, args, stream).train()
     return sae.eval()
+
+
+def open_stream(
+    host: PreTrainedModel, tokenizer: Any, dataset: Any, config: SAEConfig, args: SAETrainingArguments, **options: Any
+) -> ActivationStream:
+    """The activations that a config asks for: this process's share, starting again where the data ends.
+
+    The ring is at most an eighth of the run, since filling it comes before the first step. `options` go to
+    [`ActivationStream`] and win.
+    """
+    process = Accelerator()
+    points = list(dict.fromkeys([str(config.hook_in), str(config.hook_out or config.hook_in)]))
+    bytes_per_token = 4 * (config.d_in + (config.d_out or 0)) + 16
+    tokens = max(args.total_tokens // 8, 4 * args.tokens_per_batch)
+    chosen: dict[str, Any] = {
+        "repeat": True,
+        "seed": args.seed,
+        "ring_bytes": min(RING_BYTES, tokens * bytes_per_token),
+    }
+    chosen |= {"rank": process.process_index, "world_size": process.num_processes}
+    return ActivationStream(host, tokenizer, dataset, points, **chosen | options)
 
 
 def _complete(
