@@ -395,9 +395,9 @@ def test_processes_share_the_tokens(host):
 
 def test_rows_of_long_documents_are_mixed_before_the_host(host):
     """The ring holds four rows of 16 tokens, the buffer before it many: neighbours must come from far apart."""
-    stream = make(host, documents(100), batch_size=1, ring_bytes=ring_of(64))
+    stream = make(host, [" ".join(documents(100))], batch_size=1, ring_bytes=ring_of(64))
     assert stream.rows.rows.shape[1] < 10
-    wide = make(host, documents(100), batch_size=1, ring_bytes=ring_of(64))
+    wide = make(host, [" ".join(documents(100))], batch_size=1, ring_bytes=ring_of(64))
     wide.rows = type(wide.rows)(wide.data, 60 * 16 * 16, seed=0)
 
     def spread(some_stream) -> float:
