@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 from typing import Any
 
@@ -402,6 +403,6 @@ def test_rows_of_long_documents_are_mixed_before_the_host(host):
 
     def spread(some_stream) -> float:
         order = [t for t in served(some_stream) if t != EOS]
-        return sum(abs(a - b) for a, b in zip(order, order[1:], strict=False)) / len(order)
+        return sum(abs(a - b) for a, b in itertools.pairwise(order)) / len(order)
 
     assert spread(wide) > 2 * spread(stream)

@@ -12,9 +12,9 @@ from accelerate import cpu_offload, dispatch_model
 from torch import nn
 
 from hf_sae.errors import HookPointError
-from hf_sae.hook_points import LAYER_NAMES, HookPoint
 from hf_sae.hooks import capture, edit, read, splice
 from hf_sae.hosts import resolve
+from hf_sae.hosts.hook_points import LAYER_NAMES, HookPoint
 from hf_sae.models import TopKConfig, TopKSAE
 from tests.hosts_zoo import FF, ZOO, D, text_inputs, with_lora
 

@@ -15,34 +15,10 @@ ROOT = Path(hf_sae.__file__).parent
 # from the ground up; a module may import its own layer and those below
 LAYERS = (
     {"errors", "models"},
-    {"corpus", "documents", "sources", "positions", "data", "loading", "assets"}
-    | {
-        "hooks",
-        "hook_points",
-        "hosts",
-        "towers",
-        "probe",
-        "values",
-        "wiring",
-        "calls",
-        "taps",
-        "fingerprints",
-        "metrics",
-        "shades",
-        "terminal",
-    },
-    {"activations", "reading", "ring"},
-    {
-        "training",
-        "evaluation",
-        "features",
-        "steering",
-        "steering_delta",
-        "steering_edits",
-        "steering_positions",
-        "hub",
-    },
-    {"cli", "commands", "demo", "showcase", "__main__"},
+    {"assets", "calls", "corpus", "data", "hooks", "hosts", "metrics", "shades", "terminal"},
+    {"activations"},
+    {"evaluation", "features", "hub", "steering", "training"},
+    {"__main__", "cli", "commands", "demo"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 MODELS_MAY_IMPORT = {"torch", "transformers", "huggingface_hub", "safetensors", "triton"} | sys.stdlib_module_names

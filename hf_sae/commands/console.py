@@ -86,7 +86,7 @@ def did_you_mean(given: str, known: Iterable[str]) -> str:
 def load_host(name: str | None, **kwargs: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
     """A host by Hub id or folder; `None` and `default_host` are the one that ships in the package."""
     from ..assets import DEFAULT_HOST, default_host
-    from ..loading import load_host as load
+    from ..hosts.loading import load_host as load
 
     if name in (None, DEFAULT_HOST):
         return default_host()

@@ -28,7 +28,7 @@ def demo(
     Example: `hf-sae demo --output ./hf-sae-demo`
     """
     from ..demo import DemoSettings, run_demo
-    from ..showcase import feature_lines, steering_lines
+    from ..demo.showcase import feature_lines, steering_lines
 
     console = Console(as_json)
     settings = DemoSettings(seed=seed)

@@ -120,7 +120,7 @@ def quickstart(sae: SAE, place: str, subfolder: str | None = None) -> str:
     if config.base_model == DEFAULT_HOST:
         head, host = ["from hf_sae import AutoSAE, default_host, top_features"], "default_host()"
     else:
-        head = ["from hf_sae import AutoSAE, top_features", "from hf_sae.loading import load_host"]
+        head = ["from hf_sae import AutoSAE, top_features", "from hf_sae.hosts.loading import load_host"]
         revision = f", revision={json.dumps(config.base_revision)}" if config.base_revision else ""
         host = f"load_host({json.dumps(name)}{revision})"
     return "\n".join([*head, "", "", load, f"host, tokenizer = {host}", look])

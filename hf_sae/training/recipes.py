@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from ..activations import ActivationStream
 from ..errors import HookPointError
 from ..hosts import width_of
-from ..loading import load_host
+from ..hosts.loading import load_host
 from ..models import SAE, AutoSAE, SAEConfig, TopKConfig
 from .arguments import SAETrainingArguments
 from .trainer import SAETrainer

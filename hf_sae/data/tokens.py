@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .corpus import stdlib_corpus
+from ..corpus import stdlib_corpus
+from ..errors import DataError
 from .documents import Document, DocumentReader
-from .errors import DataError
 from .sources import open_source
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .errors import DataError
+from ..errors import DataError
 
 
 if TYPE_CHECKING:

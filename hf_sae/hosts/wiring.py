@@ -13,7 +13,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from .errors import HookPointError
+from ..errors import HookPointError
 from .hook_points import HookPoint, Place
 from .probe import run_probe
 from .towers import Tower

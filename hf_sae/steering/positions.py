@@ -13,7 +13,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from .hooks import Call
+    from ..hooks import Call
 
 
 Positions = str | Tensor | Callable[..., Tensor]

@@ -8,7 +8,7 @@ from typing import Literal, NoReturn
 
 from torch import nn
 
-from .errors import HookPointError
+from ..errors import HookPointError
 
 
 Side = Literal["input", "output"]

@@ -1,7 +1,7 @@
 """Places in any AutoModel: from what is written to the module and side that carry it, by structure alone.
 
 `resid_pre`, `resid_post`, `embed`, `final` and module paths follow from the module tree. The places inside a block
-(`resid_mid`, `attn_*`, `mlp_*`) follow from one small probe forward of the host (`hf_sae.wiring`).
+(`resid_mid`, `attn_*`, `mlp_*`) follow from one small probe forward of the host (`hf_sae.hosts.wiring`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from torch import nn
 from transformers import PreTrainedModel
 
-from .errors import HookPointError
+from ..errors import HookPointError
 from .fingerprints import compare_fingerprints, fingerprint
 from .hook_points import HOST_NAMES, LAYER_NAMES, HookPoint, Place, Site
 from .towers import Tower, choose_tower, hidden_size, towers_of, unwrap

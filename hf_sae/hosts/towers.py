@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from .errors import HookPointError
+from ..errors import HookPointError
 from .hook_points import HookPoint
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .data import TokenBatch, TokenDataset
+from ..data import TokenBatch, TokenDataset
 
 
 class RowShuffle:

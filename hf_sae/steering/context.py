@@ -15,18 +15,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .errors import HookPointError
-from .hooks import Call, edit
-from .hosts import resolve
-from .steering_delta import BoundEdits
-from .steering_edits import Edit, OfMax, OfNorm, Strength, ablate, add, as_edits, clamp, scale
-from .steering_positions import Positions, Where
+from ..errors import HookPointError
+from ..hooks import Call, edit
+from ..hosts import resolve
+from .delta import BoundEdits
+from .edits import Edit, OfMax, OfNorm, Strength, ablate, add, as_edits, clamp, scale
+from .positions import Positions, Where
 
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from .models.modeling_sae import SAE
+    from ..models.modeling_sae import SAE
 
 
 __all__ = ["Edit", "OfMax", "OfNorm", "Strength", "ablate", "add", "clamp", "scale", "steer"]

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from .errors import HookPointError
+from ..errors import HookPointError
 from .towers import towers_of, unwrap
 
 

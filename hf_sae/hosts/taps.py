@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .calls import CallTracker, bind_call
-from .errors import HookPointError
+from ..calls import CallTracker, bind_call
+from ..errors import HookPointError
 from .hook_points import Site
 from .towers import is_compiled
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from .data import Positions, TokenDataset
-from .errors import DataError
-from .hooks import HookPoint
+from ..data import Positions, TokenDataset
+from ..errors import DataError
+from ..hooks import HookPoint
 from .reading import HostReader
 from .ring import Rows, ShuffleRing
 from .rows import RowShuffle

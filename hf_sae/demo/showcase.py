@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .errors import DataError
-from .features import LatentExamples, TopContexts, describe_latent
-from .steering import OfMax, add, steer
-from .terminal import Strip, visible
+from ..errors import DataError
+from ..features import LatentExamples, TopContexts, describe_latent
+from ..steering import OfMax, add, steer
+from ..terminal import Strip, visible
 
 
 if TYPE_CHECKING:
-    from .models import SAE
+    from ..models import SAE
 
 FEWEST_EXAMPLES, FEWEST_DOCUMENTS = 5, 3
 POOL = 8  # features considered for each one shown

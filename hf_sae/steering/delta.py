@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .steering_edits import Edit, OfMax, OfNorm, Strength
+from .edits import Edit, OfMax, OfNorm, Strength
 
 
 if TYPE_CHECKING:
-    from .models.modeling_sae import SAE, Norm
-    from .models.sparse_code import SparseCode
+    from ..models.modeling_sae import SAE, Norm
+    from ..models.sparse_code import SparseCode
 
 
 _PRE_ACTIVATIONS_AT_ONCE = 2**26  # encoding a long prompt with a wide autoencoder then takes 256 MB in float32

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import DataError
+from ..errors import DataError
 
 
 _SLOT_INDEX_BYTES = 8

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .data import TokenBatch
-from .errors import DataError, HookPointError
-from .hooks import HookPoint, read
-from .hosts import fingerprint, resolve, unwrap, width_of
-from .towers import host_device
+from ..data import TokenBatch
+from ..errors import DataError, HookPointError
+from ..hooks import HookPoint, read
+from ..hosts import fingerprint, resolve, unwrap, width_of
+from ..hosts.towers import host_device
 
 
 class HostReader:

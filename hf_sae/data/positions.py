@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .errors import DataError
+from ..errors import DataError
 
 
 _SHAREGPT = {

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from .errors import HookPointError
+from ..errors import HookPointError
 from .taps import suspended, watch
 from .towers import Tower, host_device, is_compiled
 

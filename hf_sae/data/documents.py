@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from .errors import DataError
+from ..errors import DataError
 from .positions import conversation, tokenise_conversation
 from .sources import nearest
 

@@ -15,18 +15,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .activations import ActivationStream
-from .assets import default_host
-from .corpus import corpus_info, stdlib_corpus, stdlib_files
-from .errors import ConfigError
-from .evaluation import EvalReport, evaluate
-from .features import LatentExamples, describe_latent, top_contexts
-from .hub import FeatureExample, save_card
-from .hub.cards import README, Context, is_generated
-from .models import SAE, TopKConfig, TopKSAE
+from ..activations import ActivationStream
+from ..assets import default_host
+from ..corpus import corpus_info, stdlib_corpus, stdlib_files
+from ..errors import ConfigError
+from ..evaluation import EvalReport, evaluate
+from ..features import LatentExamples, describe_latent, top_contexts
+from ..hub import FeatureExample, save_card
+from ..hub.cards import README, Context, is_generated
+from ..models import SAE, TopKConfig, TopKSAE
+from ..steering import OfMax, add, steer
+from ..training import SAETrainer, SAETrainingArguments
 from .showcase import Consistent, Effect, choose_features, consistent_features, largest_effect
-from .steering import OfMax, add, steer
-from .training import SAETrainer, SAETrainingArguments
 
 
 if TYPE_CHECKING:
