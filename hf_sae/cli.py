@@ -63,6 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
+    # Before torch is imported: threads that spin while they wait make a run seven times slower where something else
+    # wants one of two cores, and gain little where nothing does.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if not sys.stderr.isatty():  # a progress bar in a file or pipe: a few states of it, not hundreds
         os.environ.setdefault("TQDM_MININTERVAL", "15")
     try:

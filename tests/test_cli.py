@@ -350,3 +350,13 @@ def test_train_on_two_processes(tmp_path: Path):
     sae = AutoSAE.from_pretrained(str(tmp_path))
     assert sae.feature_stats is not None
     assert sae.config.provenance["data"]["world_size"] == 2
+
+
+def test_threads_do_not_spin_unless_asked_to():
+    code = "import os, sys; from hf_sae.cli import main\ntry: main(['--version'])\nexcept SystemExit: pass\nprint(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
+    for asked, expected in ((None, "PASSIVE False"), ("ACTIVE", "ACTIVE False")):
+        env = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"} | (
+            {"OMP_WAIT_POLICY": asked} if asked else {}
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True)
+        assert done.stdout.splitlines()[-1] == expected
