@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from .calls import Call
 from .errors import HookPointError
-from .hook_points import HookPoint, Site
 from .hosts import resolve
-from .taps import Visit, after, tap, taps, track
-from .towers import Tower, host_device, towers_of, unwrap
+from .hosts.hook_points import HookPoint, Site
+from .hosts.taps import Visit, after, tap, taps, track
+from .hosts.towers import Tower, host_device, towers_of, unwrap
 
 
 __all__ = ["Activations", "Call", "HookPoint", "capture", "edit", "read", "splice"]

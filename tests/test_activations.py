@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 from typing import Any
 
@@ -17,7 +18,14 @@ from .toy_text import BOS, END, EOS, FIRST_WORD, MARKED_TEMPLATE, WORDS, chats, 
 
 WIDTH, POINTS = 8, ["embed", "resid_post.1"]
 SLOT_BYTES = 2 * WIDTH * 4 + 8
-RING = 200 * SLOT_BYTES
+
+
+def ring_of(slots: int) -> int:
+    """The bytes that leave room for so many tokens beside the shuffled rows."""
+    return -(-slots * SLOT_BYTES * 16 // 15)
+
+
+RING = ring_of(200)
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +117,7 @@ def test_activations_are_those_of_the_host(host):
 
 def test_tokens_of_a_document_are_spread(host):
     texts = [word(*range(n * 50, n * 50 + 50)) for n in range(30)]
-    order = [t for t in served(make(host, texts, ring_bytes=800 * SLOT_BYTES)) if t != EOS]
+    order = [t for t in served(make(host, texts, ring_bytes=ring_of(800))) if t != EOS]
     position = {token: place for place, token in enumerate(order)}
     neighbours = sum(abs(position[t] - position[t + 1]) == 1 for t in order if t + 1 in position)
     assert neighbours < 20  # 1470 before the shuffle
@@ -178,7 +186,7 @@ def test_going_on_after_a_break(host):
 
 def test_epochs_are_whole(host):
     texts = documents(25)
-    total, stream = len(expected(texts)), make(host, documents(25), repeat=True, ring_bytes=64 * SLOT_BYTES)
+    total, stream = len(expected(texts)), make(host, documents(25), repeat=True, ring_bytes=ring_of(64))
     got: list[int] = []
     for rows in stream.batches(20):
         got += tokens(rows)
@@ -203,12 +211,13 @@ def test_a_sample_changes_nothing(host):
 
 def test_memory_stays_within_the_ring_and_one_host_batch(host):
     stream = make(host, documents(100), ring_bytes=RING)
-    host_batch = 2 * 16 * 2 * WIDTH * 4
+    host_batch, total = 2 * 16 * 2 * WIDTH * 4, len(expected(documents(100))) + 100
     for _ in stream.batches(25):
         ring = stream.ring
         held = [*ring.slots.values(), *ring.pending.values(), ring.order]
+        assert ring.remaining >= ring.half or stream.counts["seen"] == total  # what is served is drawn from many
         # the storage behind a view counts, so that a leftover cannot keep a whole batch alive
-        assert sum(t.untyped_storage().nbytes() for t in held) <= RING + host_batch
+        assert sum(t.untyped_storage().nbytes() for t in held) + stream.rows.nbytes <= RING + host_batch
     assert stream.ring.capacity == 200
 
 
@@ -294,7 +303,7 @@ def broken(host: LlamaForCausalLM, token: int, value: float) -> LlamaForCausalLM
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_activations_that_are_not_finite_stop_the_stream(host, value):
-    stream = make(broken(host, FIRST_WORD + 100, value), points=["embed"], ring_bytes=64 * SLOT_BYTES)
+    stream = make(broken(host, FIRST_WORD + 100, value), points=["embed"], ring_bytes=ring_of(64))
     with pytest.raises(DataError, match=r"1 of \d+ tokens are not finite at 'embed' in host batch \d+"):
         served(stream)
     with pytest.raises(DataError, match="no valid state"):
@@ -322,8 +331,8 @@ def test_norm_outliers_are_counted_and_served(host):
     ("options", "message"),
     [
         (
-            {"ring_bytes": 31 * SLOT_BYTES},
-            f"one host batch of 2 x 16 tokens. Give at least ring_bytes={32 * SLOT_BYTES}",
+            {"ring_bytes": ring_of(31)},
+            f"one host batch of 2 x 16 tokens. Give at least ring_bytes={ring_of(32)}",
         ),
         ({"context_length": 65}, "host has 64 positions"),
         ({"dataset": []}, "no records"),
@@ -343,7 +352,7 @@ def test_hook_points_that_do_not_fit(host):
 
 def test_batches_larger_than_half_the_ring(host):
     assert len(next(make(host).batches(100))["embed"]) == 100
-    with pytest.raises(DataError, match=f"Give at least ring_bytes={202 * SLOT_BYTES}"):
+    with pytest.raises(DataError, match=f"Give at least ring_bytes={ring_of(202)}"):
         make(host).batches(101)
     with pytest.raises(DataError, match="at least 1"):
         make(host).batches(0)
@@ -383,3 +392,17 @@ def test_a_state_of_another_stream_is_refused(host, options, message):
 def test_processes_share_the_tokens(host):
     parts = [served(make(host, rank=rank, world_size=2)) for rank in range(2)]
     assert sorted(parts[0] + parts[1]) == expected(documents(60))
+
+
+def test_rows_of_long_documents_are_mixed_before_the_host(host):
+    """The ring holds four rows of 16 tokens, the buffer before it many: neighbours must come from far apart."""
+    stream = make(host, [" ".join(documents(100))], batch_size=1, ring_bytes=ring_of(64))
+    assert stream.rows.rows.shape[1] < 10
+    wide = make(host, [" ".join(documents(100))], batch_size=1, ring_bytes=ring_of(64))
+    wide.rows = type(wide.rows)(wide.data, 60 * 16 * 16, seed=0)
+
+    def spread(some_stream) -> float:
+        order = [t for t in served(some_stream) if t != EOS]
+        return sum(abs(a - b) for a, b in itertools.pairwise(order)) / len(order)
+
+    assert spread(wide) > 2 * spread(stream)

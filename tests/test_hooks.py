@@ -12,9 +12,9 @@ from accelerate import cpu_offload, dispatch_model
 from torch import nn
 
 from hf_sae.errors import HookPointError
-from hf_sae.hook_points import LAYER_NAMES, HookPoint
 from hf_sae.hooks import capture, edit, read, splice
 from hf_sae.hosts import resolve
+from hf_sae.hosts.hook_points import LAYER_NAMES, HookPoint
 from hf_sae.models import TopKConfig, TopKSAE
 from tests.hosts_zoo import FF, ZOO, D, text_inputs, with_lora
 
@@ -352,6 +352,15 @@ class TestCall:
         for step, call in enumerate(note.calls):
             assert call.generated_mask.tolist() == [[False] * 5 + [True] * step] * 2
 
+    def test_a_prompt_in_chunks(self, llama):
+        note = Recorder()
+        with edit(llama, "resid_post.1", note):
+            llama.generate(**text_inputs(tokens=5), **GREEDY, prefill_chunk_size=2)
+        assert [call.generated_mask.tolist()[0] for call in note.calls] == [
+            *[[False] * 2, [False] * 2, [False]],
+            *[[True]] * 3,
+        ]
+
     def test_two_prompts_in_one_with(self, llama):
         note = Recorder()
         with edit(llama, "resid_post.1", note):
@@ -585,11 +594,12 @@ class TestPlacement:
         with edit(host, "resid_post.1", lambda x, call: x * 0):
             assert not torch.equal(host(**text_inputs()).logits, llama(**text_inputs()).logits)
 
-    def test_offloaded_hosts_get_their_weights_put_away(self, llama):
+    @pytest.mark.parametrize("whole", [None, ["LlamaDecoderLayer"]])
+    def test_offloaded_hosts_get_their_weights_put_away(self, llama, whole):
         expected = read(llama, ["attn_z.1", "resid_mid.1"], **text_inputs())
         clean = llama(**text_inputs()).logits
         host = copy.deepcopy(llama)
-        cpu_offload(host, execution_device=torch.device("cpu"))
+        cpu_offload(host, torch.device("cpu"), preload_module_classes=whole)
         assert all(p.device.type == "meta" for p in host.parameters())
         later = []
         host.model.layers[2].register_forward_pre_hook(lambda *_: later.append(1))

@@ -10,9 +10,9 @@ import transformers as hf
 from torch import nn
 
 from hf_sae.errors import HookPointError
-from hf_sae.hook_points import LAYER_NAMES, HookPoint
 from hf_sae.hooks import capture, edit, read
 from hf_sae.hosts import compare_fingerprints, fingerprint, places, resolve, unwrap, width_of
+from hf_sae.hosts.hook_points import LAYER_NAMES, HookPoint
 from tests.hosts_zoo import CAUSAL, HEADS, LAYERS, ZOO, D, llama, llama_config, text_inputs, with_lora
 
 

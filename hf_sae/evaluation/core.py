@@ -100,7 +100,8 @@ def evaluate(
 
 
 def _recorded(saes: Mapping[str, SAE], key: str, default: Any) -> Any:
-    found = [provenance[key] for model in saes.values() if (provenance := model.config.provenance or {}).get(key)]
+    recorded = [(model.config.provenance or {}).get("data") or {} for model in saes.values()]
+    found = [data[key] for data in recorded if data.get(key)]
     if any(value != found[0] for value in found):
         raise ValueError(f"these autoencoders were trained with different {key} ({found}): pass {key}=.")
     return found[0] if found else default

@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 from ..errors import DataError
 from ..hooks import Call, capture, edit, read
 from ..hosts import unwrap
+from ..hosts.towers import host_device
 from ..metrics import next_token_divergence, next_token_losses
-from ..towers import host_device
 from .samples import EvalBatch, Sample, place_positions, trim
 from .trial import Trial
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
 from .errors import CheckpointError
@@ -26,7 +27,7 @@ from .errors import CheckpointError
 FEATURE_STATS = "feature_stats.safetensors"
 
 
-def load_strictly(load: Callable[..., Any], name: str, *args: Any, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+def load_strictly(load: Callable[..., Any], name: str | Path, *args: Any, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
     """Calls a transformers `from_pretrained` and returns `(model, loading_info)`.
 
     Raises:
@@ -36,10 +37,11 @@ def load_strictly(load: Callable[..., Any], name: str, *args: Any, **kwargs: Any
     # mismatched shapes come back in the loading info, so that every defect is refused in one place
     kwargs |= {"output_loading_info": True, "use_safetensors": True, "ignore_mismatched_sizes": True}
     try:
-        model, info = load(name, *args, **kwargs)
+        with without_progress_bars():
+            model, info = load(name, *args, **kwargs)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
-            f"cannot read a checkpoint from {name!r}: {_first_line(error)} "
+            f"cannot read a checkpoint from {str(name)!r}: {_first_line(error)} "
             "Needed: config.json and model.safetensors (pickles are not read)."
         ) from error
     _refuse(name, "lacks the tensors", info["missing_keys"])
@@ -58,10 +60,10 @@ def _first_line(error: Exception) -> str:
     return (lines[0] if lines else type(error).__name__).rstrip(".") + "."
 
 
-def _refuse(name: str, what: str, keys: Any) -> None:
+def _refuse(name: str | Path, what: str, keys: Any) -> None:
     if keys:
         listed = ", ".join(str(k) for k in sorted(keys, key=str))
-        raise CheckpointError(f"{name!r} {what} {listed}. Is this another architecture, or a damaged file?")
+        raise CheckpointError(f"{str(name)!r} {what} {listed}. Is this another architecture, or a damaged file?")
 
 
 def _not_finite(model: nn.Module) -> Iterator[str]:
@@ -71,7 +73,19 @@ def _not_finite(model: nn.Module) -> Iterator[str]:
 
 
 @contextmanager
-def atomic_folder(destination: str | Path) -> Iterator[Path]:
+def without_progress_bars() -> Generator[None]:
+    """Within it transformers draws no bar over the one or two files of an SAE (downloads keep theirs)."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+@contextmanager
+def atomic_folder(destination: str | Path) -> Generator[Path]:
     """Yields an empty folder whose files are moved into `destination` when the block ends, or removed if it fails.
 
     Raises:
@@ -117,9 +131,11 @@ def read_feature_stats(name: str, d_sae: int, hub_kwargs: dict[str, Any]) -> dic
         stats = load_file(path)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
-            f"{FEATURE_STATS} of {name!r} cannot be read: {error}. Delete it or evaluate again."
+            f"{FEATURE_STATS} of {str(name)!r} cannot be read: {error}. Delete it or evaluate again."
         ) from error
     for key in ("density", "maximum"):
         if key not in stats or stats[key].shape != (d_sae,):
-            raise CheckpointError(f"{FEATURE_STATS} of {name!r} has no {key!r} of shape [{d_sae}]. Evaluate again.")
+            raise CheckpointError(
+                f"{FEATURE_STATS} of {str(name)!r} has no {key!r} of shape [{d_sae}]. Evaluate again."
+            )
     return stats

@@ -45,10 +45,10 @@ def strict_config(cls: C) -> C:
     Every subclass of [`SAEConfig`] must carry it again: an undecorated one would check neither its own fields nor
     the `validate_*` methods it inherits.
     """
-    cls = strict(cls)
-    cls.__setattr__ = _with_config_errors(cls.__setattr__, cls.__name__)
-    cls.validate = _with_config_errors(cls.validate, cls.__name__)
-    return cls
+    checked: Any = strict(cls)
+    for method in ("__setattr__", "validate"):
+        setattr(checked, method, _with_config_errors(getattr(checked, method), cls.__name__))
+    return checked
 
 
 def _with_config_errors(method: Callable[..., Any], name: str) -> Callable[..., Any]:

@@ -124,7 +124,9 @@ class JumpReLUSAE(SAE):
 
     def penalties(self, result: Pass) -> dict[str, Tensor]:
         """`λ L0 / target_l0`, and the pull on dead latents."""
-        pre, state = result.pre_activations.float(), result.state
+        state = result.state
+        pre = self.pre_activations(result.x) if result.pre_activations is None else result.pre_activations
+        pre = pre.float()
         l0 = _Step.apply(pre, self.threshold, self._epsilon(state)).sum(-1).mean()
         strength = state.values.get("l0_coefficient", self.config.l0_coefficient)
         losses = {"l0": strength * l0 / (self.config.target_l0 or self.config.d_sae)}
@@ -150,9 +152,9 @@ class JumpReLUSAE(SAE):
         super().after_step(state, output)
         self.threshold.clamp_(min=0)
         if self.config.target_l0 is not None:
-            self._control(state)
+            self._control(state, self.config.target_l0)
 
-    def _control(self, state: TrainingState) -> None:
+    def _control(self, state: TrainingState, target: float) -> None:
         """Two loops on the logarithm of L0 over its target (logarithms, because both span decades).
 
         A fast one moves all thresholds together, since Adam moves them by its learning rate and no faster. A slow one
@@ -161,7 +163,7 @@ class JumpReLUSAE(SAE):
         values = state.values
         smooth = values.get("l0_smooth", state.l0)
         values["l0_smooth"] = smooth = smooth + L0_SMOOTHING * (state.l0 - smooth)
-        excess = math.log(max(smooth, 1e-3) / self.config.target_l0)
+        excess = math.log(max(smooth, 1e-3) / target)
         excess = max(-MAX_EXCESS, min(MAX_EXCESS, excess))
         typical = self.threshold.mean().clamp_min(0.01 * values.get("scale", 1.0))
         self.threshold.add_(typical * (SHIFT_GAIN * excess)).clamp_(min=0)

@@ -9,6 +9,7 @@
 """
 
 import math
+import tempfile
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,7 +20,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers import initialization as init
 
-from .checkpoint import FEATURE_STATS, atomic_folder, load_strictly, read_feature_stats
+from .checkpoint import FEATURE_STATS, atomic_folder, load_strictly, read_feature_stats, without_progress_bars
 from .configuration_sae import SAEConfig
 from .errors import CheckpointError
 from .outputs import Pass, SAEOutput, TrainingState, total_variance
@@ -62,12 +63,16 @@ class SAE(PreTrainedModel):
     main_input_name = "hidden_states"
     _no_split_modules: ClassVar[list[str]] = []
     unit_norm_decoder = True
+    # Adam's steps have one size for all entries. Decoder entries are about 1/sqrt(d_out), encoder entries several times
+    # smaller (see `TopKSAE.initialize_from`): equal relative steps need unequal rates. The factor was measured.
+    learning_rate_factors: ClassVar[dict[str, float]] = {"decoder.weight": 3.0}
 
     def __init__(self, config: SAEConfig) -> None:
         super().__init__(config)
         self.encoder = nn.Linear(config.d_in, config.d_sae)
-        self.decoder = Decoder(config.d_sae, config.d_out)
-        self.skip = nn.Linear(config.d_in, config.d_out, bias=False) if config.skip else None
+        d_out = config.d_out or config.d_in
+        self.decoder = Decoder(config.d_sae, d_out)
+        self.skip = nn.Linear(config.d_in, d_out, bias=False) if config.skip else None
         self.feature_stats: dict[str, Tensor] | None = None
 
     @torch.no_grad()
@@ -222,9 +227,11 @@ class SAE(PreTrainedModel):
     @property
     def W_enc(self) -> Tensor:
         """`[d_in, d_sae]`, read-only; a LoRA on the encoder is merged in."""
-        merged = self.encoder
-        delta = sum(merged.get_delta_weight(a) for a in getattr(merged, "active_adapters", []))
-        return (merged.weight.detach() + delta).T
+        encoder: Any = self.encoder  # peft puts its own layer here, whose `weight` is the base weight alone
+        weight = encoder.weight.detach()
+        for adapter in getattr(encoder, "active_adapters", ()):
+            weight = weight + encoder.get_delta_weight(adapter).detach()
+        return weight.T
 
     @property
     def b_enc(self) -> Tensor:
@@ -242,7 +249,7 @@ class SAE(PreTrainedModel):
         return self.decoder.bias.detach()
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str, *model_args: Any, **kwargs: Any) -> Any:
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *model_args: Any, **kwargs: Any) -> Any:
         """transformers' `from_pretrained`, strictly: see [`CheckpointError`] and [`ConfigError`] for what is refused."""
         name, want_info = str(pretrained_model_name_or_path), kwargs.pop("output_loading_info", False)
         hub_keys = ("subfolder", "revision", "token", "cache_dir", "local_files_only", "force_download")
@@ -256,11 +263,30 @@ class SAE(PreTrainedModel):
         """transformers' `save_pretrained`, atomically, with the feature statistics beside the weights."""
         if Path(save_directory).is_file():
             raise CheckpointError(f"{str(save_directory)!r} is a file: give a folder.")
-        push = kwargs.pop("push_to_hub", False)
-        repo_id = kwargs.pop("repo_id", Path(save_directory).name)
-        with atomic_folder(save_directory) as folder:
+        push, repo_id = kwargs.pop("push_to_hub", False), kwargs.pop("repo_id", Path(save_directory).name)
+        with atomic_folder(save_directory) as folder, without_progress_bars():
             super().save_pretrained(folder, *args, **kwargs)
             if self.feature_stats is not None:
                 save_file({k: v.contiguous().cpu() for k, v in self.feature_stats.items()}, folder / FEATURE_STATS)
         if push:
             self.push_to_hub(repo_id)
+
+    def push_to_hub(self, repo_id: str, *, subfolder: str | None = None, **kwargs: Any) -> str:
+        """Uploads the model with a card of its own in one commit and returns the commit's address.
+
+        Args:
+            repo_id (`str`): `user/name`; created where it does not exist.
+            subfolder (`str`, *optional*): folder in the repo, for a repo with several SAEs.
+            kwargs: `private`, `token`, `revision`, `create_pr`, `commit_message` as in `hf_sae.hub.push_folder`.
+
+        Raises:
+            OSError: if the Hub refuses or cannot be reached.
+        """
+        try:
+            from hf_sae.hub import push_folder, save_card
+        except ImportError as error:  # this file also travels to the Hub as code, without the rest of the package
+            raise CheckpointError("push_to_hub writes a model card: pip install hf-sae.") from error
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            save_card(folder, self, repo_id=repo_id, subfolder=subfolder)
+            return push_folder(folder, repo_id, subfolder=subfolder, **kwargs)

@@ -107,7 +107,8 @@ class TopKSAE(SAE):
         if dead is None or not self.config.aux_coefficient or not dead.any():
             return {}
         index = dead.nonzero().squeeze(1)
-        k_aux = min(self.config.k_aux or max(self.config.d_out // 2, 1), index.numel())
+        wanted = self.config.k_aux or max(self.decoder.weight.shape[1] // 2, 1)
+        k_aux = min(wanted, index.numel())
         x = result.x.reshape(-1, result.x.shape[-1])
         if self.config.subtracts_bias:
             x = x - self.decoder().detach()
@@ -115,11 +116,10 @@ class TopKSAE(SAE):
         values, chosen = pre.topk(k_aux, dim=-1, sorted=False)
         latents = torch.zeros_like(pre).scatter(-1, chosen, torch.relu(values))
         left_over = result.error.detach().reshape(-1, result.error.shape[-1])
-        norm = None if result.norm is None else tuple(part.reshape(-1, 1) for part in result.norm)
+        norm = None if result.norm is None else (result.norm[0].reshape(-1, 1), result.norm[1].reshape(-1, 1))
         error = left_over - self.to_output_units(latents @ self.decoder.weight[index], norm)
         # few dead latents must not each be pulled as hard as many would be
-        share = k_aux / (self.config.k_aux or max(self.config.d_out // 2, 1))
-        scale = self.config.aux_coefficient * share / result.state.normaliser
+        scale = self.config.aux_coefficient * (k_aux / wanted) / result.state.normaliser
         return {"auxk": scale * error.square().sum(-1).mean()}
 
     @torch.no_grad()

@@ -21,7 +21,7 @@ class TrainingState:
         total_steps (`int`): optimiser steps planned, for schedules.
         normaliser (`float`): total variance of the targets (sum over `d_out`), estimated once: losses are divided by
             it, which makes them scale-free and leaves gradients additive over ranks and micro-batches.
-        tokens_since_fired (`Tensor`): `[d_sae]`, tokens since each latent last fired.
+        tokens_since_fired (`Tensor`): `[d_sae]`, tokens since each latent last fired; empty where nobody counts.
         dead_after_tokens (`int`): a latent is dead when it has not fired for so many tokens.
         k (`int`, *optional*): latents per token at this step, where a schedule changes it.
         l0 (`float`): mean latents per token of the last step, over all processes.
@@ -32,15 +32,15 @@ class TrainingState:
     tokens: int = 0
     total_steps: int = 1
     normaliser: float = 1.0
-    tokens_since_fired: Tensor | None = None
+    tokens_since_fired: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
     dead_after_tokens: int = 10_000_000
     k: int | None = None
     l0: float = 0.0
     values: dict[str, float] = field(default_factory=dict)
 
     def dead(self) -> Tensor | None:
-        """`[d_sae]` mask of the dead latents, or `None` before counting began."""
-        return None if self.tokens_since_fired is None else self.tokens_since_fired > self.dead_after_tokens
+        """`[d_sae]` mask of the dead latents, or `None` where nothing is counted."""
+        return self.tokens_since_fired > self.dead_after_tokens if self.tokens_since_fired.numel() else None
 
 
 @dataclass
@@ -64,6 +64,8 @@ class SAEOutput(ModelOutput):
     @property
     def code(self) -> SparseCode:
         """The latents as a [`SparseCode`]."""
+        if self.latents is None:
+            raise ValueError("this output has no latents.")
         return self.latents if isinstance(self.latents, SparseCode) else SparseCode.from_dense(self.latents)
 
 

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ class SparseCode:
         offsets (`Tensor`, *optional*): `[rows + 1]`, where each row of a compressed code starts; `None` for fixed-k.
         d_sae (`int`): number of latents.
         norm (`tuple`, *optional*): per-token `(mean, std)`, each `[*shape, 1]`, that `decode` undoes (`layer_norm`).
-        shape (`torch.Size`): leading shape, such as `[batch, sequence]`.
+        shape (`tuple`): leading shape, such as `[batch, sequence]`.
     """
 
     values: Tensor
@@ -34,11 +34,11 @@ class SparseCode:
     offsets: Tensor | None
     d_sae: int
     norm: tuple[Tensor, Tensor] | None = None
-    shape: torch.Size = field(default_factory=torch.Size)
+    shape: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.offsets is None:
-            self.shape = self.values.shape[:-1]
+            self.shape = tuple(self.values.shape[:-1])
 
     @classmethod
     def from_dense(cls, latents: Tensor, norm: tuple[Tensor, Tensor] | None = None) -> SparseCode:
@@ -47,7 +47,7 @@ class SparseCode:
         row, index = rows.nonzero(as_tuple=True)
         counts = torch.bincount(row, minlength=rows.shape[0])
         offsets = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
-        return cls(rows[row, index], index, offsets, latents.shape[-1], norm, latents.shape[:-1])
+        return cls(rows[row, index], index, offsets, latents.shape[-1], norm, tuple(latents.shape[:-1]))
 
     @property
     def n_rows(self) -> int:

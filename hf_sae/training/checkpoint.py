@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,7 @@ def to_resume(output_dir: str | Path, wanted: bool | str | Path) -> Path:
 
 
 @contextmanager
-def new_folder(output_dir: str | Path, step: int) -> Iterator[Path]:
+def new_folder(output_dir: str | Path, step: int) -> Generator[Path]:
     """Yields a folder that becomes `checkpoint-<step>` when the block ends, and disappears if it fails.
 
     Raises:

@@ -5,14 +5,19 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
+import torch
+from accelerate import Accelerator
+
 from ..activations import ActivationStream
 from ..errors import HookPointError
 from ..hosts import width_of
-from ..loading import load_host
+from ..hosts.loading import load_host
 from ..models import SAE, AutoSAE, SAEConfig, TopKConfig
 from .arguments import SAETrainingArguments
 from .trainer import SAETrainer
 
+
+RING_BYTES = 256 * 2**20
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -60,25 +65,52 @@ def train_sae(
     if isinstance(host, str):
         host, loaded_tokenizer = load_host(host)
         tokenizer = tokenizer or loaded_tokenizer
-    hook_in = (
-        hook_in
-        or (config.hook_in if config is not None else None)
-        or (f"resid_post.{layer}" if layer is not None else None)
+    config = _complete(
+        config, host, hook_in or (None if layer is None else f"resid_post.{layer}"), hook_out, expansion, k
     )
-    if hook_in is None:
-        raise HookPointError(
-            "train_sae needs a place: layer=8, or hook_in='mlp_in.8' (with hook_out= for a transcoder)."
-        )
-    config = config or TopKConfig(
-        d_in=width_of(host, hook_in), d_sae=width_of(host, hook_in) * expansion, k=k, input_norm="scalar"
-    )
-    fields = config.to_dict() | {"hook_in": hook_in, "hook_out": hook_out or config.hook_out}
-    fields |= {"d_in": width_of(host, hook_in), "d_out": width_of(host, fields["hook_out"] or hook_in)}
-    config = type(config)(**fields)
-    points = list(dict.fromkeys([hook_in, config.hook_out or hook_in]))
-    folder = output_dir or f"sae-{re.sub(r'[^A-Za-z0-9.]+', '-', f'{host.config._name_or_path}-{hook_in}').strip('-')}"
+    name = f"{host.config._name_or_path}-{config.hook_in}"
+    folder = output_dir or f"sae-{re.sub(r'[^A-Za-z0-9.]+', '-', name).strip('-')}"
     args = args or SAETrainingArguments(output_dir=folder, total_tokens=total_tokens, seed=seed)
-    stream = ActivationStream(host, tokenizer, dataset, points, seed=args.seed, **({"repeat": True} | stream_options))
+    stream = open_stream(host, tokenizer, dataset, config, args, **stream_options)
+    torch.manual_seed(args.seed)
     sae = AutoSAE.from_config(config)
     SAETrainer(sae, args, stream).train()
     return sae.eval()
+
+
+def open_stream(
+    host: PreTrainedModel, tokenizer: Any, dataset: Any, config: SAEConfig, args: SAETrainingArguments, **options: Any
+) -> ActivationStream:
+    """The activations that a config asks for: this process's share, starting again where the data ends.
+
+    The ring is at most an eighth of the run, since filling it comes before the first step. `options` go to
+    [`ActivationStream`] and win.
+    """
+    process = Accelerator()
+    points = list(dict.fromkeys([str(config.hook_in), str(config.hook_out or config.hook_in)]))
+    bytes_per_token = 4 * (config.d_in + (config.d_out or 0)) + 16
+    tokens = max(args.total_tokens // 8, 4 * args.tokens_per_batch)
+    chosen: dict[str, Any] = {
+        "repeat": True,
+        "seed": args.seed,
+        "ring_bytes": min(RING_BYTES, tokens * bytes_per_token),
+    }
+    chosen |= {"rank": process.process_index, "world_size": process.num_processes}
+    return ActivationStream(host, tokenizer, dataset, points, **chosen | options)
+
+
+def _complete(
+    config: SAEConfig | None, host: PreTrainedModel, hook_in: str | None, hook_out: str | None, expansion: int, k: int
+) -> SAEConfig:
+    """A config whose places and widths are those of the host."""
+    place = hook_in or (None if config is None or config.hook_in is None else str(config.hook_in))
+    if place is None:
+        raise HookPointError(
+            "train_sae needs a place: layer=8, or hook_in='mlp_in.8' (with hook_out= for a transcoder)."
+        )
+    width = width_of(host, place)
+    config = config or TopKConfig(d_in=width, d_sae=width * expansion, k=k, input_norm="scalar")
+    target = hook_out or config.hook_out
+    changes: dict[str, Any] = {"hook_in": place, "hook_out": target, "d_in": width}
+    changes["d_out"] = width_of(host, str(target or place))
+    return type(config)(**config.to_dict() | changes)

@@ -35,9 +35,10 @@ class Trainee:
         """Moves the SAE to the process's device, wraps it where several processes train, makes its optimiser."""
         sae.train().to(accelerator.device)
         fused = accelerator.device.type in ("cpu", "cuda", "xpu")
-        parameters = [p for p in sae.parameters() if p.requires_grad]
+        named = [(name, p) for name, p in sae.named_parameters() if p.requires_grad]
+        groups = [{"params": [p], "factor": sae.learning_rate_factors.get(name, 1.0)} for name, p in named]
         betas = (args.adam_beta1, args.adam_beta2)
-        optimizer = torch.optim.Adam(parameters, lr=1.0, betas=betas, eps=args.adam_epsilon, fused=fused)
+        optimizer = torch.optim.Adam(groups, lr=1.0, betas=betas, eps=args.adam_epsilon, fused=fused)
         state = TrainingState(total_steps=args.total_steps, dead_after_tokens=args.dead_window)
         state.tokens_since_fired = torch.zeros(sae.config.d_sae, dtype=torch.long, device=accelerator.device)
         wrapped = accelerator.prepare_model(sae)
@@ -55,7 +56,7 @@ class Trainee:
 
     def dead_share(self) -> float:
         """Share of the latents that have not fired for `dead_after_tokens`."""
-        return float(self.state.dead().float().mean())
+        return float((self.state.tokens_since_fired > self.state.dead_after_tokens).float().mean())
 
     def select(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Input and target, `[tokens, d_in]` and `[tokens, d_out]`, from a batch.
@@ -90,7 +91,7 @@ class Trainee:
             DataError: if the loss is not finite; the weights are then as they were.
         """
         for group in self.optimizer.param_groups:
-            group["lr"] = args.learning_rate_at(self.state.step, self.sae.config.d_sae)
+            group["lr"] = args.learning_rate_at(self.state.step, self.sae.config.d_sae) * group["factor"]
         self.sae.before_step(self.state)
         fired = torch.zeros_like(self.state.tokens_since_fired)
         loss = fvu = torch.zeros((), device=x.device)

@@ -57,7 +57,7 @@ class SAETrainer:
         for name in saes:
             if not re.fullmatch(r"[\w.=+-]+", name) or name.startswith("."):
                 raise ConfigError(f"the SAE name {name!r} becomes a folder: use letters, digits and _ . = + - only.")
-        trackers = None if args.report_to in ("none", []) else args.report_to
+        trackers: Any = None if args.report_to in ("none", []) else args.report_to
         self.accelerator = Accelerator(log_with=trackers, project_dir=args.output_dir)
         self.trainees = [Trainee.prepare(name, sae, args, self.accelerator) for name, sae in saes.items()]
         self.step, self.tokens = 0, 0
@@ -121,7 +121,7 @@ class SAETrainer:
     def _batches(self) -> Iterator[Batch]:
         if isinstance(self.stream, ActivationStream):
             return self.stream.batches(self.args.tokens_per_batch // self.accelerator.num_processes)
-        batches = iter(self.stream)
+        batches = iter(self.stream or ())
         for _ in range(self._batches_to_skip):  # a plain iterable has no position of its own to restore
             next(batches, None)
         return batches
@@ -246,8 +246,9 @@ class SAETrainer:
             trainee.sae.config = loaded.config
             values = checkpoint.read(place / checkpoint.OPTIMIZER, state["saes"][trainee.name])
             own = {key: values.pop(key) for key in list(values) if "/" not in key}
-            trainee.state = TrainingState(**{**own, "total_steps": self.args.total_steps})
-            trainee.state.tokens_since_fired = own["tokens_since_fired"].to(self.accelerator.device)
+            own["tokens_since_fired"] = own["tokens_since_fired"].to(self.accelerator.device)
+            trainee.state = TrainingState(**own)
+            trainee.state.total_steps = self.args.total_steps
             checkpoint.restore_optimizer(trainee.optimizer, trainee.parameter_names(), values)
         stream = checkpoint.read(folder / checkpoint.STREAM, state["stream"])
         torch.set_rng_state(stream.pop("/torch_rng"))
@@ -272,7 +273,7 @@ class SAETrainer:
         try:
             push_folder(
                 folder,
-                self.args.hub_model_id,
+                str(self.args.hub_model_id),
                 subfolder=subfolder,
                 private=self.args.hub_private_repo,
                 token=self.args.hub_token,

@@ -362,7 +362,7 @@ def test_errors_say_what_is_wrong(host):
         run(rule(lambda x: x), host, ["some text"])
     with pytest.raises(DataError, match="control_sample"):
         run(rule(lambda x: x), host, controls=True, control_sample=torch.zeros(4, D + 1))
-    pair = {str(n): rule(lambda x: x, provenance={"context_length": n}) for n in (64, 128)}
+    pair = {str(n): rule(lambda x: x, provenance={"data": {"context_length": n}}) for n in (64, 128)}
     with pytest.raises(ValueError, match="context_length"):
         run(pair, host)
 
@@ -393,7 +393,7 @@ def tokenizer():
 
 
 def test_the_default_dataset_is_the_test_split_of_the_standard_library(host, tokenizer):
-    sae = rule(lambda x: x, provenance={"context_length": 16, "positions": "all"})
+    sae = rule(lambda x: x, provenance={"data": {"context_length": 16, "positions": "all"}})
     report = evaluate(sae, host, tokenizer, n_tokens=300, progress=False)
     assert report.dataset["name"] == "python-standard-library"
     assert report.dataset["split"] == "test"

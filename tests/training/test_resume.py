@@ -20,15 +20,18 @@ from hf_sae.training import checkpoint
 def launch(folder: Path, resume: bool) -> subprocess.Popen:
     command = [sys.executable, "-m", "tests.training.streams", str(folder), *(["resume"] if resume else [])]
     root = Path(__file__).parents[2]
-    return subprocess.Popen(
-        command, cwd=root, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
+    log = open(f"{folder}.log", "w")  # noqa: SIM115  # a pipe that nobody reads would block the run when it is full
+    return subprocess.Popen(command, cwd=root, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+def log_of(folder: Path) -> str:
+    return Path(f"{folder}.log").read_text()
 
 
 def wait_for_checkpoint(folder: Path, process: subprocess.Popen) -> None:
     deadline = time.monotonic() + 120
     while not checkpoint.complete(folder):
-        assert process.poll() is None, process.stderr.read()
+        assert process.poll() is None, log_of(folder)
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
@@ -45,7 +48,7 @@ def final(folder: Path) -> dict[str, torch.Tensor]:
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
     folder = tmp_path_factory.mktemp("uninterrupted")
     process = launch(folder, resume=False)
-    assert process.wait(240) == 0, process.stderr.read()
+    assert process.wait(240) == 0, log_of(folder)
     return final(folder)
 
 
@@ -62,7 +65,7 @@ def test_killed_at_a_random_step(tmp_path: Path, uninterrupted: dict[str, torch.
     process.wait()
     assert not (tmp_path / "a" / "model.safetensors").exists(), "the run ended before it was killed"
     process = launch(tmp_path, resume=True)
-    assert process.wait(240) == 0, process.stderr.read()
+    assert process.wait(240) == 0, log_of(tmp_path)
     assert_same_bits(tmp_path, uninterrupted)
     assert not list(tmp_path.glob(".checkpoint-*")), "half a checkpoint is left"
 
@@ -76,9 +79,9 @@ def test_stopped_by_a_signal(
     before = len(checkpoint.complete(tmp_path))
     process.send_signal(number)
     assert process.wait(120) in (code, -number)
-    message = process.stderr.read()
+    message = log_of(tmp_path)
     assert "resume_from_checkpoint=True" in message
     assert len(checkpoint.complete(tmp_path)) >= before
     process = launch(tmp_path, resume=True)
-    assert process.wait(240) == 0, process.stderr.read()
+    assert process.wait(240) == 0, log_of(tmp_path)
     assert_same_bits(tmp_path, uninterrupted)

@@ -1,0 +1,151 @@
+"""A shuffle buffer of activations: fixed memory, one permutation for all hook points, every token exactly once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import DataError
+
+
+_SLOT_INDEX_BYTES = 8
+Rows = dict[str, Tensor]
+
+
+class ShuffleRing:
+    """Slots that hold one token each, served in a random order; what has been served is overwritten in place.
+
+    Each draw orders all tokens in the ring anew, and at most half of them are served before the next one, so a token
+    stays for about two draws and meets tokens from far apart.
+
+    Args:
+        widths (`dict[str, int]`): width of each hook point.
+        dtype (`torch.dtype`): of the stored activations.
+        ring_bytes (`int`): bytes for the slots and their order; what does not fit of the latest host batch comes on top.
+        seed (`int`): of the order.
+    """
+
+    def __init__(self, widths: Mapping[str, int], dtype: torch.dtype, ring_bytes: int, seed: int = 0) -> None:
+        self.widths, self.dtype, self.seed = dict(widths), dtype, seed
+        self.slot_bytes = sum(widths.values()) * dtype.itemsize + _SLOT_INDEX_BYTES
+        self.capacity = ring_bytes // self.slot_bytes
+        self.slots: Rows = {}
+        self.pending: Rows = {}
+        self.order = torch.empty(0, dtype=torch.long)
+        self.cursor = self.filled = self.draws = 0
+
+    @property
+    def half(self) -> int:
+        """Tokens that are served before the next draw."""
+        return self.capacity // 2
+
+    @property
+    def remaining(self) -> int:
+        """Tokens that wait in the slots."""
+        return len(self.order) - self.cursor
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors held."""
+        return sum(t.nbytes for t in (*self.slots.values(), *self.pending.values(), self.order))
+
+    def refill(self, next_rows: Callable[[], Rows | None]) -> bool:
+        """Fill the free slots and draw a new order.
+
+        Args:
+            next_rows: gives `{hook point: [n, width]}` with n > 0, or `None` at the end of the data.
+
+        Returns:
+            Whether there may be more data.
+        """
+        free, used, more = self.order[: self.cursor], 0, True
+        if not self.draws:
+            free = torch.arange(self.capacity)
+        while used < len(free):
+            rows = self.pending or next_rows()
+            if rows is None:
+                more = False
+                break
+            self._allocate(rows)
+            free = free.to(self.order.device)
+            taken = min(len(next(iter(rows.values()))), len(free) - used)
+            for point, slots in self.slots.items():
+                slots.index_copy_(0, free[used : used + taken].to(slots.device), rows[point][:taken])
+            self.pending = {p: r[taken:] for p, r in rows.items()} if taken < len(rows[point]) else {}
+            used += taken
+        self._draw(torch.cat([self.order[self.cursor :], free[:used]]))
+        return more
+
+    def _allocate(self, rows: Rows) -> None:
+        if not self.slots:
+            self.slots = {
+                point: torch.empty(self.capacity, width, dtype=self.dtype, device=rows[point].device)
+                for point, width in self.widths.items()
+            }
+            self.order = self.order.to(next(iter(rows.values())).device)
+
+    def _draw(self, live: Tensor) -> None:
+        # a generator of its own for each draw: the number of draws is its whole state
+        generator = torch.Generator(live.device).manual_seed((self.seed * 1_000_003 + self.draws) % 2**63)
+        self.order = live[torch.randperm(len(live), generator=generator, device=live.device)]
+        self.cursor, self.draws, self.filled = 0, self.draws + 1, max(self.filled, len(live))
+
+    def peek(self, count: int) -> Rows:
+        """The next tokens, at most `count`, without serving them."""
+        slots = self.order[self.cursor : self.cursor + count]
+        return {point: rows.index_select(0, slots.to(rows.device)) for point, rows in self.slots.items()}
+
+    def take(self, count: int) -> Rows:
+        """Serve the next tokens, at most `count`."""
+        rows = self.peek(count)
+        self.cursor += min(count, self.remaining)
+        return rows
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything, as a copy in main memory; slots that were never filled are left out."""
+        state: dict[str, Any] = {"order": _copy(self.order), **self._geometry()}
+        state |= {"cursor": self.cursor, "filled": self.filled, "draws": self.draws}
+        for number, point in enumerate(self.widths):
+            if point in self.slots:
+                state[f"slots.{number}"] = _copy(self.slots[point][: self.filled])
+            if point in self.pending:
+                state[f"pending.{number}"] = _copy(self.pending[point])
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any], devices: Mapping[str, torch.device]) -> None:
+        """Restore what [`state_dict`] gave.
+
+        Args:
+            state: of a ring with the same hook points, widths, dtype and capacity.
+            devices: where each hook point's activations are.
+
+        Raises:
+            DataError: if the rings differ.
+        """
+        for name, here in self._geometry().items():
+            if state.get(name) != here:
+                raise DataError(
+                    f"the state was saved with {name}={state.get(name)!r}, and this stream has {here!r}. Resume with the "
+                    "hook points, dtype and ring_bytes of the first run, or start afresh."
+                )
+        self.cursor, self.filled, self.draws = state["cursor"], state["filled"], state["draws"]
+        self.slots, self.pending = {}, {}
+        for number, (point, width) in enumerate(self.widths.items()):
+            if f"slots.{number}" in state:
+                self.slots[point] = torch.empty(self.capacity, width, dtype=self.dtype, device=devices[point])
+                self.slots[point][: self.filled] = state[f"slots.{number}"].to(devices[point])
+            if f"pending.{number}" in state:
+                self.pending[point] = state[f"pending.{number}"].to(devices[point], copy=True)
+        self.order = state["order"].to(next(iter(devices.values())), copy=True)
+
+    def _geometry(self) -> dict[str, Any]:
+        dtype = str(self.dtype).removeprefix("torch.")
+        # the order counts too: slots are saved by number, and dictionaries compare without order
+        return {"points": list(self.widths), "widths": self.widths, "dtype": dtype, "capacity": self.capacity}
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True)

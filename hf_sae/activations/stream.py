@@ -1,0 +1,243 @@
+"""Activations of a host as shuffled batches of tokens."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..data import Positions, TokenDataset
+from ..errors import DataError
+from ..hooks import HookPoint
+from .reading import HostReader
+from .ring import Rows, ShuffleRing
+from .rows import RowShuffle
+
+
+_OUTLIER_FACTOR = 10.0
+ROWS_SHARE = 16  # the part of ring_bytes that shuffles rows of tokens before the host
+
+
+class ActivationStream:
+    """Batches of activations from one or several places of a host, shuffled token by token.
+
+    The host runs without gradients, in eval mode and only as far as the last place. Its kept tokens go through a
+    shuffle ring of fixed size with one permutation for all places, so row i of one place and row i of another are the
+    same token. Each kept token is served once per pass over the dataset. Activations that are not finite stop the
+    stream; norm outliers are counted and served.
+
+    Args:
+        host (`nn.Module`): any model that reads `input_ids`; it is never moved.
+        tokenizer: of the host.
+        dataset: see [`hf_sae.data.TokenDataset`].
+        hook_points (`str`, [`HookPoint`] or several): the places.
+        context_length (`int`, *optional*, defaults to 128): tokens per row of the host's input.
+        batch_size (`int`, *optional*, defaults to 16): rows per forward of the host.
+        ring_bytes (`int`, *optional*, defaults to 256 MiB): size of the shuffle ring, on the device of the activations; a
+            sixteenth of it shuffles whole rows before the host.
+        packed, positions, column, split, repeat, rank, world_size: see [`hf_sae.data.TokenDataset`].
+        dtype (`torch.dtype`, *optional*): of the activations; otherwise that of the host.
+        seed (`int`, *optional*, defaults to 0): of the order of documents and of tokens.
+
+    Raises:
+        HookPointError: if a place does not exist or has no fixed width.
+        DataError: if the dataset cannot be read, the rows are longer than the host allows, or `ring_bytes` is too small.
+    """
+
+    def __init__(
+        self,
+        host: nn.Module,
+        tokenizer: Any,
+        dataset: Any,
+        hook_points: str | HookPoint | Sequence[str | HookPoint],
+        *,
+        context_length: int = 128,
+        batch_size: int = 16,
+        ring_bytes: int = 256 * 2**20,
+        packed: bool = True,
+        positions: Positions = "all",
+        column: str | None = None,
+        split: str = "train",
+        dtype: torch.dtype | None = None,
+        seed: int = 0,
+        repeat: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.host, self.seed, self.ring_bytes = host, seed, ring_bytes
+        self.reader = HostReader(host, hook_points, dtype)
+        self.reader.check_length(context_length)
+        self.data = TokenDataset(
+            dataset,
+            tokenizer,
+            context_length=context_length,
+            batch_size=batch_size,
+            packed=packed,
+            positions=positions,
+            column=column,
+            split=split,
+            seed=seed,
+            repeat=repeat,
+            rank=rank,
+            world_size=world_size,
+        )
+        own_seed = seed * world_size + rank
+        self.rows = RowShuffle(self.data, ring_bytes // ROWS_SHARE, own_seed)
+        self.ring = ShuffleRing(self.widths, self.reader.dtype, ring_bytes - ring_bytes // ROWS_SHARE, own_seed)
+        self._check_ring(batch_size * context_length, f"one host batch of {batch_size} x {context_length} tokens")
+        self._begin()
+
+    def _begin(self) -> None:
+        self._counts = dict.fromkeys(("seen", "masked", "served", "outliers", "host_batches"), 0)
+        self._typical_norm = dict.fromkeys(self.widths, 0.0)
+        self._ended, self._whole = False, True
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Size of the activations at each place, keyed by the place as written."""
+        return self.reader.widths
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Tokens so far: `seen` by the host, `masked` (left out), `served`, `outliers`; and `host_batches`.
+
+        An outlier is a token whose norm at one of the places is more than ten times the typical one there, which is
+        the mean of the host batches' median norms.
+        """
+        return dict(self._counts)
+
+    def batches(self, tokens_per_batch: int) -> Iterator[Rows]:
+        """The next batches, `{hook point: [tokens, width]}`; the last one may be smaller.
+
+        Goes on where the previous call stopped. The state is valid whenever a batch has been received.
+
+        Raises:
+            DataError: if a batch is larger than half the ring, the data is at its end, no token is kept, or activations
+                are not finite.
+        """
+        if tokens_per_batch < 1:
+            raise DataError(f"tokens_per_batch={tokens_per_batch}: give at least 1.")
+        self._check_ring(
+            2 * tokens_per_batch, f"batches of {tokens_per_batch} tokens, which take half of the ring at most"
+        )
+        self._start()
+        if self._ended and not self.ring.remaining:
+            raise DataError(
+                f"the dataset is at its end: all {self._counts['served']} tokens have been served. Pass repeat=True to go "
+                "on with the next epoch, a larger dataset, or make a new stream."
+            )
+        return self._batches(tokens_per_batch)
+
+    def _batches(self, tokens_per_batch: int) -> Iterator[Rows]:
+        while True:
+            if not self._ended and self.ring.cursor + tokens_per_batch > self.ring.half:
+                self._refill()
+            count = min(tokens_per_batch, self.ring.remaining)
+            if not count:
+                return
+            rows = self.ring.take(count)
+            self._counts["served"] += count
+            yield rows
+
+    def sample(self, n_tokens: int) -> Rows:
+        """The next tokens, `{hook point: [n, width]}`, without serving them; fewer if the ring holds fewer."""
+        self._start()
+        return self.ring.peek(n_tokens)
+
+    def _start(self) -> None:
+        if self.ring.draws:
+            return
+        self._refill()
+        if not self.ring.remaining:
+            raise DataError(
+                f"of {self._counts['seen']} tokens none is kept under positions={self.data.info()['positions']!r}. "
+                "Loosen positions= or choose another dataset."
+            )
+
+    def _refill(self) -> None:
+        self._whole = False
+        self._ended = not self.ring.refill(self._next_rows)
+        self._whole = True
+
+    def _next_rows(self) -> Rows | None:
+        """The kept activations of the next host batch that has any."""
+        for batch in self.rows:
+            kept = batch.keep.flatten().nonzero().squeeze(1)
+            seen = int(batch.attention_mask.sum())
+            self._counts["seen"] += seen
+            self._counts["masked"] += seen - len(kept)
+            if len(kept):
+                self._counts["host_batches"] += 1
+                rows = self.reader(batch, kept)
+                self._inspect(rows, len(kept))
+                return rows
+            if self.data.epoch > 1 and self._counts["masked"] == self._counts["seen"]:
+                return None  # a repeated dataset without a kept token would be searched for ever
+        return None
+
+    def _inspect(self, rows: Rows, count: int) -> None:
+        outliers = torch.zeros(count, dtype=torch.bool)
+        number = self._counts["host_batches"]
+        for point, x in rows.items():
+            # one number says whether anything is wrong: the common case is one pass and one transfer
+            norms = torch.linalg.vector_norm(x, dim=1, dtype=torch.float32).cpu()
+            if not norms.sum().isfinite() and (bad := int((~x.isfinite()).any(dim=1).sum())):
+                raise DataError(
+                    f"{bad} of {count} tokens are not finite at {point!r} in host batch {number}. Check the host's weights "
+                    f"and dtype ({self.ring.dtype} here): float16 overflows in many models, bfloat16 and float32 do not."
+                )
+            self._typical_norm[point] += (float(norms.median()) - self._typical_norm[point]) / number
+            outliers |= norms > _OUTLIER_FACTOR * self._typical_norm[point]
+        self._counts["outliers"] += int(outliers.sum())
+
+    def _check_ring(self, tokens: int, what: str) -> None:
+        if tokens > self.ring.capacity:
+            needed = math.ceil(tokens * self.ring.slot_bytes * ROWS_SHARE / (ROWS_SHARE - 1))
+            raise DataError(
+                f"ring_bytes={self.ring_bytes} holds {self.ring.capacity} tokens of {self.ring.slot_bytes} bytes, too few for "
+                f"{what}. Give at least ring_bytes={needed}."
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that decides what is served next, flat: tensors (in main memory) and JSON values.
+
+        Raises:
+            DataError: if the stream was interrupted while it was reading the host.
+        """
+        if not self._whole:
+            raise DataError(
+                "the stream was interrupted inside a host batch and has no valid state: use the last saved one."
+            )
+        state: dict[str, Any] = {f"ring.{key}": value for key, value in self.ring.state_dict().items()}
+        state |= {f"rows.{key}": value for key, value in self.rows.state_dict().items()}
+        return state | {"counts": self.counts, "typical_norm": dict(self._typical_norm), "ended": self._ended}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state` was taken, to the bit.
+
+        Raises:
+            DataError: if hook points, widths, dtype, ring size, dataset or its settings differ.
+        """
+        parts: dict[str, dict[str, Any]] = {"ring": {}, "rows": {}}
+        for key, value in state.items():
+            owner, _, name = key.partition(".")
+            if owner in parts:
+                parts[owner][name] = value
+        self.ring.load_state_dict(parts["ring"], self.reader.devices())
+        self.rows.load_state_dict(parts["rows"])
+        self._ended, self._whole = state["ended"], True
+        self._counts, self._typical_norm = dict(state["counts"]), dict(state["typical_norm"])
+
+    def info(self) -> dict[str, Any]:
+        """Where the activations come from, as JSON values: data, host, places, what was left out."""
+        return {
+            "data": self.data.info(),
+            **self.reader.info(self.data.tokenizer),
+            "ring_bytes": self.ring_bytes,
+            "ring_tokens": self.ring.capacity,
+            "seed": self.seed,
+            "counts": self.counts,
+        }

@@ -1,0 +1,193 @@
+"""`hf-sae train`."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .console import Console, Host, Json, did_you_mean, fail, load_host, pairs
+from .settings import read_config
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from ..models import SAE, SAEConfig
+
+Option = typer.Option
+LAST = ("last", "true", "True")
+DEFAULT_HOOK = "resid_post.1"  # of the default host
+EXPANSION = 16
+
+
+def train(
+    context: typer.Context,
+    host: Host = None,
+    dataset: Annotated[
+        str | None, Option(help="Hub id, folder or file. Default: the source code of Python's standard library.")
+    ] = None,
+    split: Annotated[str, Option(help="Split to train on.")] = "train",
+    column: Annotated[str | None, Option(help="Column with the text. Default: the first that looks like it.")] = None,
+    hook: Annotated[
+        str | None, Option(help="Place to read, such as mlp_in.8; `hf-sae hooks HOST` lists them.")
+    ] = None,
+    hook_out: Annotated[str | None, Option(help="Place to predict: makes a transcoder.")] = None,
+    layer: Annotated[int | None, Option(help="Short for --hook resid_post.LAYER.")] = None,
+    arch: Annotated[str, Option(help="Architecture: topk, standard, jumprelu, …")] = "topk",
+    d_sae: Annotated[int | None, Option(help="Number of latents.")] = None,
+    expansion: Annotated[int, Option(help="Latents per input dimension, where --d-sae is not given.")] = EXPANSION,
+    k: Annotated[int | None, Option(help="Active latents per token (topk).")] = None,
+    l1_coefficient: Annotated[float | None, Option(help="Weight of the L1 penalty (standard).")] = None,
+    target_l0: Annotated[float | None, Option(help="Mean active latents per token (jumprelu).")] = None,
+    set_: Annotated[
+        list[str] | None, Option("--set", metavar="KEY=VALUE", help="Any other config field; repeatable.")
+    ] = None,
+    skip: Annotated[bool, Option(help="Affine skip connection (transcoders).")] = False,
+    input_norm: Annotated[str, Option(help="none, scalar or layer_norm.")] = "scalar",
+    output_dir: Annotated[Path, Option(help="Checkpoints, the final model and its card go here.")] = Path("sae"),
+    total_tokens: Annotated[int, Option(help="Activations to train on.")] = 10_000_000,
+    tokens_per_batch: Annotated[int, Option(help="Activations per optimiser step.")] = 4096,
+    context_length: Annotated[int, Option(help="Tokens per row of text.")] = 128,
+    positions: Annotated[str, Option(help="all, assistant, user, or a mask column.")] = "all",
+    learning_rate: Annotated[float | None, Option(help="Peak rate. Default: a rule by --d-sae.")] = None,
+    save_steps: Annotated[int | None, Option(help="Steps between checkpoints.")] = None,
+    save_total_limit: Annotated[int | None, Option(help="Keep the newest so many checkpoints.")] = None,
+    seed: Annotated[int, Option(help="Of initialisation and data order.")] = 0,
+    resume_from_checkpoint: Annotated[str | None, Option(metavar="last|PATH", help="Go on from a checkpoint.")] = None,
+    report_to: Annotated[str, Option(help="Tracker: none, trackio, tensorboard, wandb, …")] = "none",
+    push_to_hub: Annotated[bool, Option(help="Upload checkpoints and the final model.")] = False,
+    hub_model_id: Annotated[str | None, Option(help="user/name to upload to.")] = None,
+    bf16: Annotated[bool, Option(help="Encoder products in bfloat16.")] = False,
+    eval_tokens: Annotated[int, Option(help="Tokens to measure the result on; 0 does not.")] = 32_768,
+    eval_split: Annotated[str | None, Option(help="Split to measure on. Default: test of the default data.")] = None,
+    config: Annotated[
+        Path | None,
+        Option(help="YAML file with these options as keys; flags win.", is_eager=True, callback=read_config),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Train a sparse autoencoder or a transcoder.
+
+    Example: `hf-sae train --host openai-community/gpt2 --dataset roneneldan/TinyStories --layer 8 --k 32`
+
+    On several devices: `accelerate launch -m hf_sae train …`
+    """
+    run(SimpleNamespace(**context.params))
+
+
+def run(options: Any) -> None:
+    """The whole command; `options` has an attribute for each."""
+    from accelerate import Accelerator
+
+    from ..corpus import stdlib_corpus
+    from ..training import SAETrainer, SAETrainingArguments
+    from ..training.recipes import open_stream
+
+    names = SAETrainingArguments.__dataclass_fields__.keys() & vars(options).keys()
+    chosen: dict[str, Any] = {name: getattr(options, name) for name in names} | {"output_dir": str(options.output_dir)}
+    args = SAETrainingArguments(**chosen)
+    console, process = Console(options.as_json), Accelerator()  # before the host: it chooses this process's device
+    host, tokenizer = load_host(options.host)
+    if tokenizer is None:
+        fail(f"the host {options.host!r} has no tokenizer. Train on its activations from Python with SAETrainer.")
+    model_config = build_config(options, host)
+    dataset = stdlib_corpus(options.split) if options.dataset is None else options.dataset
+    stream = open_stream(host, tokenizer, dataset, model_config, args, **stream_options(options))
+    sae = new_model(model_config, options.seed)
+    trainer = SAETrainer(sae, args, stream)
+    began = time.monotonic()
+    resume = options.resume_from_checkpoint
+    trainer.train(resume_from_checkpoint=True if resume in LAST else resume)
+    if process.is_main_process:
+        conclude(options, console, sae.eval(), host, tokenizer, {"seconds": round(time.monotonic() - began, 1)})
+
+
+def build_config(options: Any, host: PreTrainedModel) -> SAEConfig:
+    """The autoencoder's config from `--arch`, its own flags and `--set`."""
+    from ..corpus import corpus_info
+    from ..hosts import width_of
+    from ..models import registered
+
+    known = {model_type.removeprefix("hf_sae_"): config for model_type, (config, _) in registered().items()}
+    if options.arch not in known:
+        fail(f"--arch {options.arch!r} does not exist. {did_you_mean(options.arch, known)}")
+    if options.hook is not None and options.layer is not None:
+        fail(f"--hook {options.hook} and --layer {options.layer} both name the place to read: give one of them.")
+    hook = options.hook or (None if options.layer is None else f"resid_post.{options.layer}")
+    if hook is None and options.host is not None:
+        fail("no place to read: give --layer 8, or --hook mlp_in.8. `hf-sae hooks HOST` lists the places of a host.")
+    hook = hook or DEFAULT_HOOK
+    d_in = width_of(host, hook)
+    fields: dict[str, Any] = {
+        "hook_in": hook,
+        "hook_out": options.hook_out,
+        "d_in": d_in,
+        "d_out": width_of(host, options.hook_out or hook),
+        "d_sae": options.d_sae or options.expansion * d_in,
+        "skip": options.skip,
+        "input_norm": options.input_norm,
+        "provenance": {"corpus": corpus_info("train")} if options.dataset is None else None,
+    }
+    own = {name: getattr(options, name) for name in ("k", "l1_coefficient", "target_l0")}
+    fields |= {name: value for name, value in own.items() if value is not None}
+    return known[options.arch](**fields | pairs(options.set_ or (), "--set"))
+
+
+def stream_options(options: Any) -> dict[str, Any]:
+    """What the flags say about the data."""
+    return {name: getattr(options, name) for name in ("context_length", "positions", "column", "split", "seed")}
+
+
+def new_model(config: SAEConfig, seed: int) -> SAE:
+    """A freshly initialised autoencoder, the same on every process."""
+    import torch
+
+    from ..models import AutoSAE
+
+    torch.manual_seed(seed)
+    return AutoSAE.from_config(config)
+
+
+def conclude(options: Any, console: Console, sae: SAE, host: Any, tokenizer: Any, facts: dict[str, Any]) -> None:
+    """Measures the result, writes its statistics and card, uploads, says what to do next."""
+    from ..hub import push_folder, save_card
+    from ..hub.cards import README, is_generated
+
+    report = measure(options, console, sae, host, tokenizer) if options.eval_tokens > 0 else None
+    provenance = sae.config.provenance or {}
+    sae.config.provenance = {**provenance, "training": {**(provenance.get("training") or {}), **facts}}
+    sae.save_pretrained(options.output_dir)
+    if is_generated(options.output_dir / README):
+        save_card(options.output_dir, sae, report, repo_id=options.hub_model_id)
+    else:
+        console.say(f"{options.output_dir / README} was written by hand and is kept; `hf-sae card` can replace it.")
+    payload: dict[str, Any] = {"output": str(options.output_dir), **facts}
+    if report is not None:
+        console.show(report.to_table())
+        payload["report"] = report.to_dict()
+    if options.push_to_hub:
+        payload["url"] = push_folder(options.output_dir, options.hub_model_id, ignore_patterns=["checkpoint-*"])
+        console.say(f"Uploaded: {payload['url']}")
+    console.finish(payload, f"hf-sae info {options.output_dir}")
+
+
+def measure(options: Any, console: Console, sae: SAE, host: Any, tokenizer: Any) -> Any:
+    """A report on held-out text where there is some; a note in it where there is not."""
+    from ..evaluation import evaluate
+
+    names = ("context_length", "positions", "column")
+    choice = {name: getattr(options, name) for name in names} | {"n_tokens": options.eval_tokens}
+    console.say(f"Measuring on {options.eval_tokens:,} tokens.")
+    if options.dataset is None:
+        from ..corpus import stdlib_corpus
+
+        return evaluate(sae, host, tokenizer, stdlib_corpus(options.eval_split or "test"), **choice)
+    split = options.eval_split or options.split
+    report = evaluate(sae, host, tokenizer, options.dataset, split=split, **choice)
+    if split == options.split:
+        report.notes.append(f"Measured on the split {split!r} that it was trained on: not held-out text.")
+    return report

@@ -1,0 +1,7 @@
+"""Datasets of text, conversations or token ids as batches of tokens."""
+
+from ..corpus import stdlib_corpus
+from .tokens import Positions, TokenBatch, TokenDataset
+
+
+__all__ = ["Positions", "TokenBatch", "TokenDataset", "stdlib_corpus"]

@@ -1,0 +1,180 @@
+"""The sentences of a card: what an autoencoder is, where it reads, how it was trained and measured."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..models import SAE
+
+
+if TYPE_CHECKING:
+    from ..evaluation import EvalReport
+
+DEFAULT_HOST = "default_host"
+_WORDS = {
+    "resid_pre": "the residual stream before block {}",
+    "resid_mid": "the residual stream between attention and MLP of block {}",
+    "resid_post": "the residual stream after block {}",
+    "attn_in": "the input of attention in block {}",
+    "attn_z": "the concatenated heads of attention in block {}",
+    "attn_out": "what attention of block {} adds to the residual stream",
+    "mlp_in": "the input of the MLP of block {}",
+    "mlp_out": "what the MLP of block {} adds to the residual stream",
+}
+_TRAINING = {
+    "total_tokens": "Tokens",
+    "tokens_per_batch": "Tokens per batch",
+    "learning_rate": "Peak learning rate",
+    "adam_beta1": "Adam β₁",
+    "adam_beta2": "Adam β₂",
+    "max_grad_norm": "Gradient clipping",
+    "bf16": "bfloat16",
+    "seed": "Seed",
+    "seconds": "Wall-clock seconds",
+}
+
+
+def data_of(sae: SAE) -> dict[str, Any]:
+    """What the config records about the training data: dataset, masks, context length, …"""
+    data = (sae.config.provenance or {}).get("data")
+    return data if isinstance(data, dict) else {}
+
+
+def number(value: float | None) -> str:
+    """Four significant digits; counts as whole numbers."""
+    if value is None:
+        return "–"
+    return f"{value:,.0f}" if float(value).is_integer() and abs(value) < 1e15 else f"{value:.4g}"
+
+
+def meaning(key: str) -> str:
+    """What a metric says, in a few words."""
+    from ..evaluation.report import MEANINGS
+
+    return MEANINGS.get(key, "")
+
+
+def title(sae: SAE) -> str:
+    """`TopK SAE`, `JumpReLU transcoder`, …"""
+    architecture = type(sae).__name__.removesuffix("SAE")
+    return f"{architecture} {'transcoder' if sae.config.is_transcoder else 'SAE'}"
+
+
+def hub_id(name: str | None, revision: str | None = None) -> str | None:
+    """`name` where it is an id on the Hub and no folder of the machine that trained: ids have a slash or a commit."""
+    if not name or name == DEFAULT_HOST or Path(name).exists() or not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name):
+        return None
+    return name if "/" in name or revision else None
+
+
+def hub_dataset(sae: SAE) -> str | None:
+    """The dataset it was trained on, where that is an id on the Hub."""
+    name = data_of(sae).get("dataset")
+    if not isinstance(name, str) or name.startswith(".") or re.search(r"\.(jsonl?|txt|parquet|csv|tsv)\b", name):
+        return None
+    return hub_id(name)
+
+
+def in_words(point: str | list[str] | None) -> str:
+    """A hook point as a person would say it."""
+    if not isinstance(point, str):
+        return "an unnamed place" if point is None else ", ".join(point)
+    tower, _, rest = point.rpartition(":") if not point.endswith((":input", ":output")) else ("", "", point)
+    name, _, layer = rest.rpartition(".")
+    words = _WORDS.get(name, "").format(layer) if layer.isdigit() else {"embed": "the token embeddings"}.get(rest, "")
+    return words + (f" of the {tower} tower" if words and tower else "")
+
+
+def summary(sae: SAE, escape: Callable[[str], str]) -> str:
+    """One sentence: architecture, width, sparsity, place and host."""
+    config = sae.config
+    kind = "skip transcoder" if config.skip else "transcoder" if config.is_transcoder else "sparse autoencoder"
+    sparsity = {"k": "{} active on each token", "target_l0": "about {} active on each token"}
+    active = [text.format(f"{v:g}") for key, text in sparsity.items() if (v := getattr(config, key, None))]
+    host = config.base_model and (hub_id(config.base_model, config.base_revision) or Path(config.base_model).name)
+    host = {None: "its host", DEFAULT_HOST: "the small language model that ships with hf-sae"}.get(host, f"`{host}`")
+    place = f"`{config.hook_in}`" + (f" ({words})" if (words := in_words(config.hook_in)) else "")
+    verb = "that reconstructs"
+    if config.is_transcoder:
+        target = f"`{config.hook_out}`" + (f" ({words})" if (words := in_words(config.hook_out)) else "")
+        verb, place = "that reads", f"{place} and predicts {target}"
+    latents = f"{config.d_sae:,} latents" + (f", {active[0]}," if active else "")
+    article = "An" if type(sae).__name__[0] in "AEIO" else "A"
+    return f"{article} {type(sae).__name__.removesuffix('SAE')} {kind} with {latents} {verb} {place} of {host}."
+
+
+def quickstart(sae: SAE, place: str, subfolder: str | None = None) -> str:
+    """Python that runs as it stands: loads the folder or repo, its host, and looks at a text."""
+    config = sae.config
+    inside = f", subfolder={json.dumps(subfolder)}" if subfolder else ""
+    load = f"sae = AutoSAE.from_pretrained({json.dumps(place)}{inside})"
+    name = hub_id(config.base_model, config.base_revision)
+    if config.base_model != DEFAULT_HOST and name is None:
+        encode = f"code = sae.encode_sparse(torch.zeros(1, {config.d_in}))  # activations at {config.hook_in}"
+        return "\n".join(["import torch", "", "from hf_sae import AutoSAE", "", "", load, encode])
+    look = 'print(top_features(sae, host, tokenizer, "import os"))'
+    if config.base_model == DEFAULT_HOST:
+        head, host = ["from hf_sae import AutoSAE, default_host, top_features"], "default_host()"
+    else:
+        head = ["from hf_sae import AutoSAE, top_features", "from hf_sae.hosts.loading import load_host"]
+        revision = f", revision={json.dumps(config.base_revision)}" if config.base_revision else ""
+        host = f"load_host({json.dumps(name)}{revision})"
+    return "\n".join([*head, "", "", load, f"host, tokenizer = {host}", look])
+
+
+def conventions(sae: SAE, report: EvalReport | None) -> list[str]:
+    """Hook points, normalisation and masks: what silently goes wrong when it is not known."""
+    config, data = sae.config, data_of(sae)
+    lines = [f"Reads `{config.hook_in}`, width {config.d_in:,}."]
+    if config.is_transcoder:
+        lines.append(f"Writes `{config.hook_out}`, width {config.d_out:,}.")
+    norm = {
+        "none": "Activations are read as they are.",
+        "scalar": f"Activations are multiplied by {config.input_scale:.6g} before encoding.",
+        "layer_norm": "Each token's activations are standardised before encoding.",
+    }[config.input_norm]
+    undo = "" if config.is_transcoder or config.input_norm == "none" else " Reconstructions are in the host's units."
+    lines.append(norm + undo)
+    if config.subtracts_bias:
+        lines.append("The decoder bias is subtracted from the input before encoding.")
+    positions = data.get("positions") or (report.positions if report is not None else None)
+    if positions is not None:
+        kept = "every position" if positions == "all" else f"positions `{str(positions).replace('`', '')}`"
+        lines.append(f"Trained on {kept} but padding and BOS, which are never counted.")
+    length = data.get("context_length") or (report.context_length if report is not None else None)
+    if length:
+        lines.append(f"Context length {length} tokens.")
+    return lines
+
+
+def measured(report: EvalReport, escape: Callable[[str], str]) -> str:
+    """What the metrics were measured on."""
+    dataset = report.dataset
+    name = escape(str(dataset.get("name") or dataset.get("dataset") or "a dataset without a name"))
+    split = f", split {escape(str(dataset['split']))}" if dataset.get("split") else ""
+    return (
+        f"Measured on {report.n_tokens:,} tokens of {report.n_documents:,} documents ({name}{split}), context length "
+        f"{report.context_length}, seed {report.seed}. Intervals resample documents."
+    )
+
+
+def training(sae: SAE, extra: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Rows of the training table; what is not known is left out."""
+    provenance, data = sae.config.provenance or {}, data_of(sae)
+    known = {**(provenance.get("training") or {}), **extra}
+    corpus = provenance.get("corpus")
+    if isinstance(corpus, dict):
+        rows = [("Data", f"{corpus.get('name')} of Python {corpus.get('python')}, split {corpus.get('split')}")]
+    else:
+        dataset = hub_dataset(sae) or data.get("dataset_name") or data.get("dataset")
+        rows = [("Data", str(dataset))] if dataset else []
+        rows += [("Data revision", str(data["revision"]))] if data.get("revision") else []
+    for key, value in known.items():
+        if value is not None and isinstance(value, str | int | float):
+            shown = number(value) if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
+            rows.append((_TRAINING.get(key, key.replace("_", " ").capitalize()), shown))
+    return rows

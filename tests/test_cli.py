@@ -1,0 +1,362 @@
+"""The command line: what it writes, what it prints where, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from hf_sae import AutoSAE, __version__
+from hf_sae.cli import main
+from hf_sae.commands.steer import parse_edits
+from hf_sae.errors import ConfigError
+from hf_sae.models import JumpReLUSAE, StandardSAE, TopKSAE
+from hf_sae.steering import OfMax, ablate, add
+
+
+VERBS = ["demo", "train", "eval", "info", "steer", "hooks", "card", "push"]
+SMALL = ["--tokens-per-batch", "512", "--context-length", "32", "--d-sae", "64"]
+
+
+class Run(SimpleNamespace):
+    """Exit code, stdout and stderr of one command."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> dict[str, Any]:
+        assert self.out.count("\n") == 1, "one line and nothing else"
+        return json.loads(self.out)
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]):
+    def call(*arguments: Any) -> Run:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            main([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        return Run(code=caught.value.code or 0, out=out, err=err)
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cli") / "sae"
+    options = [
+        "--total-tokens",
+        "4096",
+        "--k",
+        "8",
+        "--save-steps",
+        "4",
+        "--save-total-limit",
+        "1",
+        "--eval-tokens",
+        "600",
+    ]
+    with pytest.raises(SystemExit) as caught:
+        main(["train", *SMALL, *options, "--output-dir", str(folder)])
+    assert not caught.value.code
+    return folder
+
+
+def test_help_is_fast_and_imports_nothing_heavy():
+    code = (
+        "import sys, time; t = time.perf_counter()\n"
+        "from hf_sae.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = [m for m in ('torch', 'transformers', 'datasets') if m in sys.modules]\n"
+        "print(heavy, time.perf_counter() - t, sep='|', file=sys.stderr)"
+    )
+    runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(3)]
+    assert all(verb in runs[0].stdout for verb in VERBS)
+    assert {r.stderr.strip().split("|")[0] for r in runs} == {"[]"}
+    assert min(float(r.stderr.strip().split("|")[1]) for r in runs) < 1
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help_with_an_example(run: Any, verb: str):
+    result = run(verb, "--help")
+    assert result.code == 0
+    assert f"hf-sae {verb} " in result.out.split("Example:")[1]
+    assert "--json" in result.out
+
+
+def test_version(run: Any):
+    assert run("--version").out == f"hf-sae {__version__}\n"
+
+
+def test_train_leaves_model_checkpoints_statistics_report_and_card(saved: Path):
+    assert sorted(path.name for path in saved.iterdir()) == [
+        "README.md",
+        "checkpoint-8",
+        "config.json",
+        "eval_results.json",
+        "feature_stats.safetensors",
+        "model.safetensors",
+    ]
+    sae = AutoSAE.from_pretrained(str(saved))
+    assert isinstance(sae, TopKSAE)
+    assert (sae.config.d_in, sae.config.d_sae, sae.config.k, sae.config.hook_in) == (192, 64, 8, "resid_post.1")
+    assert sae.config.base_model == "default_host"
+    assert sae.config.provenance["training"]["total_tokens"] == 4096
+    assert "8 active on each token" in (saved / "README.md").read_text()
+    for path in saved.rglob("*.json"):
+        assert str(saved.parent) not in path.read_text().replace(json.dumps(str(saved)), "") or path.parent != saved
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--arch", "standard", "--l1-coefficient", "0.5"], (StandardSAE, {"l1_coefficient": 0.5})),
+        (["--arch", "jumprelu", "--target-l0", "6", "--set", "bandwidth=0.2"], (JumpReLUSAE, {"bandwidth": 0.2})),
+        (
+            ["--hook", "mlp_in.1", "--hook-out", "mlp_out.1", "--skip", "--set", "k_aux=4"],
+            (TopKSAE, {"is_transcoder": True, "skip": True, "k_aux": 4}),
+        ),
+    ],
+)
+def test_train_every_architecture_with_its_fields(run: Any, tmp_path: Path, arguments: list[str], expected: Any):
+    options = ["--total-tokens", "1024", "--eval-tokens", "0", "--output-dir", tmp_path, "--json"]
+    result = run("train", *SMALL, *options, *arguments)
+    assert result.json["output"] == str(tmp_path)
+    sae = AutoSAE.from_pretrained(str(tmp_path))
+    model_class, fields = expected
+    assert type(sae) is model_class
+    assert {name: getattr(sae.config, name) for name in fields} == fields
+
+
+def test_resuming_ends_with_the_same_bits(run: Any, tmp_path: Path):
+    options = [*SMALL, "--eval-tokens", "0", "--total-tokens", "4096"]
+    run("train", *options, "--output-dir", tmp_path / "whole")
+    run("train", *options, "--output-dir", tmp_path / "part", "--save-steps", "3", "--save-total-limit", "5")
+    (tmp_path / "part" / "model.safetensors").unlink()
+    result = run("train", *options, "--output-dir", tmp_path / "part", "--resume-from-checkpoint", "last")
+    assert result.code == 0, result.err
+    whole, part = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "part"))
+    assert all(torch.equal(whole[key], part[key]) for key in whole)
+
+
+def test_a_config_file_gives_defaults_and_flags_win(run: Any, tmp_path: Path):
+    config = tmp_path / "run.yaml"
+    config.write_text(
+        "total_tokens: 1024\nk: 8\nd-sae: 32\nlearning_rate: 1e-3\nset: {k_aux: 3, aux_coefficient: 0}\n"
+    )
+    options = [
+        "--eval-tokens",
+        "0",
+        "--tokens-per-batch",
+        "512",
+        "--context-length",
+        "32",
+        "--output-dir",
+        tmp_path / "out",
+    ]
+    assert run("train", "--config", config, "--k", "4", *options).code == 0
+    sae = AutoSAE.from_pretrained(str(tmp_path / "out")).config
+    assert (sae.k, sae.d_sae, sae.k_aux, sae.aux_coefficient) == (4, 32, 3, 0)
+    assert sae.provenance["training"]["learning_rate"] == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("totl_tokens: 5", "'totl_tokens', which is no option. Did you mean 'total_tokens'?"),
+        ("- a", "holds no 'key: value' lines"),
+        ("a: [", "cannot read --config"),
+        ("k: many", "Invalid value"),
+    ],
+)
+def test_a_wrong_config_file_is_an_error(run: Any, tmp_path: Path, text: str, message: str):
+    (tmp_path / "run.yaml").write_text(text)
+    result = run("train", "--config", tmp_path / "run.yaml", "--output-dir", tmp_path / "out")
+    assert result.code == 2
+    assert message in " ".join(result.err.split())
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--arch", "topkk"], "Did you mean 'topk'?"),
+        (["train", "--hook", "resid_pots.1"], "resid_post.1"),
+        (["train", "--layer", "9"], "4 layers"),
+        (["train", "--layer", "1", "--hook", "mlp_in.1"], "give one of them"),
+        (["train", "--set", "kk=3"], "Did you mean 'k'?"),
+        (["train", "--set", "k"], "is not key=value"),
+        (["train", "--arch", "standard", "--k", "3"], "no field 'k'"),
+        (["train", "--host", "nobody/nothing", "--layer", "1"], "nobody/nothing"),
+        (["train", "--host", "default_host"], "no place to read"),
+        (["train", "--push-to-hub"], "hub_model_id"),
+        (["train", "--total-tokens", "0"], "total_tokens=0"),
+        (["eval", "no/such-sae"], "no/such-sae"),
+        (["info", "/nowhere"], "/nowhere"),
+        (["hooks", "nobody/nothing"], "nobody/nothing"),
+        (["steer", "no/such-sae", "--prompt", "x", "--feature", "3"], "is not ID=STRENGTH"),
+        (["card", "/nowhere"], "/nowhere"),
+        (["push", "/nowhere", "user/name"], "no config.json"),
+    ],
+)
+def test_mistakes_end_with_one_paragraph_and_code_2(run: Any, tmp_path: Path, arguments: list[str], message: str):
+    extra = ["--output-dir", tmp_path] if arguments[0] == "train" else []
+    result = run(*arguments, *extra)
+    assert result.code == 2
+    assert message in " ".join(result.err.split())
+    assert "Traceback" not in result.err
+    assert "\n\n" not in result.err.strip()
+    assert result.out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(ConfigError):
+        main(["train", "--arch", "topkk", "--debug"])
+
+
+def test_an_option_that_does_not_exist_is_a_usage_error(run: Any):
+    result = run("train", "--layr", "3")
+    assert result.code == 2
+    assert "--layer" in result.err
+
+
+def test_ctrl_c_exits_with_130(run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hf_sae.training.SAETrainer.train", interrupted)
+    assert run("train", *SMALL, "--output-dir", tmp_path).code == 130
+
+
+def test_eval_prints_a_table_or_one_json_object(run: Any, saved: Path, tmp_path: Path):
+    result = run("eval", saved, "--n-tokens", "600", "--controls", "--output", tmp_path / "report.json")
+    assert "ce_recovered" in result.out
+    assert result.out.splitlines()[-1] == f"Next: hf-sae card {saved} --report {tmp_path / 'report.json'}"
+    machine = run("eval", saved, "--n-tokens", "600", "--controls", "--json")
+    assert machine.json == json.loads((tmp_path / "report.json").read_text())
+    assert {"pca", "random"} <= machine.json["controls"].keys()
+    assert "ce_recovered" in machine.err
+
+
+def test_info_says_what_is_in_the_folder(run: Any, saved: Path):
+    payload = run("info", saved, "--json").json
+    assert (payload["architecture"], payload["k"], payload["d_sae"]) == ("TopKSAE", 8, 64)
+    assert payload["parameters"] == 64 * 192 * 2 + 64 + 192
+    assert payload["feature_stats"]["tokens"] >= 600
+    text = run("info", saved).out
+    assert re.search(r"^hook_in +resid_post\.1$", text, re.M)
+    assert all(len(line) <= 80 for line in text.splitlines()[:-1])
+
+
+def test_hooks_lists_places_with_widths_and_paths(run: Any):
+    payload = run("hooks", "default_host", "--json").json
+    found = {place["name"]: (place["width"], place["path"], place["side"]) for place in payload["places"]}
+    assert found["resid_post.3"] == (192, "model.layers.3", "output")
+    assert found["mlp_in.0"] == (192, "model.layers.0.mlp", "input")
+
+
+def test_hooks_needs_no_weights_with_random_init(run: Any, tmp_path: Path):
+    from transformers import GPT2Config
+
+    GPT2Config(n_layer=2, n_embd=16, n_head=2, vocab_size=50).save_pretrained(tmp_path)
+    payload = run("hooks", tmp_path, "--random-init", "--json").json
+    found = {place["name"]: place["width"] for place in payload["places"]}
+    assert found["resid_post.1"] == 16
+    assert run("hooks", tmp_path).code == 2
+
+
+def test_steering_strengths():
+    assert parse_edits(["3=2x", "5 = 1.5", "7=0", "8=-1e-1X"]) == [
+        add({3: OfMax(2), 5: 1.5, 8: OfMax(-0.1)}),
+        ablate([7]),
+    ]
+    assert parse_edits(["7=0x"]) == [ablate([7])]
+    for wrong in (["3"], ["3=x"], ["a=2"], ["3=2", "3=1"], ["-1=2"]):
+        with pytest.raises(ConfigError):
+            parse_edits(wrong)
+
+
+def test_steer_shows_both_texts(run: Any, saved: Path):
+    options = ["--prompt", "import os", "--max-new-tokens", "8", "--json"]
+    strong = run("steer", saved, "--feature", "3=50x", *options).json
+    assert strong["baseline"] != strong["steered"]
+    sae = AutoSAE.from_pretrained(str(saved))
+    tiny = run("steer", saved, "--feature", "3=1e-12", *options).json
+    assert tiny["baseline"] == tiny["steered"] == strong["baseline"]
+    assert run("steer", saved, "--feature", f"{sae.config.d_sae}=1", *options).code == 2
+    human = run("steer", saved, "--feature", "3=2x", *options[:-1])
+    assert human.out.index("Baseline") < human.out.index("Steered")
+    assert "\x1b" not in human.out
+
+
+def test_card_keeps_what_was_written_by_hand(run: Any, saved: Path, tmp_path: Path):
+    report = tmp_path / "report.json"
+    run("eval", saved, "--n-tokens", "600", "--output", report)
+    assert run("card", saved, "--report", report).code == 0
+    assert f"{json.loads(report.read_text())['n_tokens']:,} tokens" in (saved / "README.md").read_text()
+    before = (saved / "README.md").read_text()
+    (saved / "README.md").write_text("# Mine")
+    refused = run("card", saved)
+    assert refused.code == 2
+    assert "--overwrite" in refused.err
+    assert run("card", saved, "--overwrite").code == 0
+    assert (saved / "README.md").read_text() == before
+
+
+def test_push_uploads_without_checkpoints(run: Any, saved: Path, monkeypatch: pytest.MonkeyPatch):
+    calls: dict[str, Any] = {}
+
+    class FakeApi:
+        def __init__(self, token: str | None = None) -> None:
+            calls["token"] = token
+
+        def create_repo(self, repo_id: str, **options: Any) -> None:
+            calls["create_repo"] = (repo_id, options)
+
+        def upload_folder(self, **options: Any) -> SimpleNamespace:
+            calls["upload"] = options | {"card": (saved / "README.md").read_text()}
+            return SimpleNamespace(commit_url="https://hub/commit/1", pr_url=None)
+
+    monkeypatch.setattr("huggingface_hub.HfApi", FakeApi)
+    result = run("push", saved, "user/name", "--subfolder", "layer_1", "--private", "--json")
+    assert result.json == {"url": "https://hub/commit/1"}
+    assert calls["create_repo"] == ("user/name", {"private": True, "exist_ok": True})
+    assert "checkpoint-*" in calls["upload"]["ignore_patterns"]
+    assert 'AutoSAE.from_pretrained("user/name", subfolder="layer_1")' in calls["upload"]["card"]
+
+
+@pytest.mark.slow
+def test_train_on_two_processes(tmp_path: Path):
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29631"]
+    options = ["--total-tokens", "4096", "--k", "8", "--eval-tokens", "600", "--output-dir", str(tmp_path), "--json"]
+    command = [*launch, "-m", "hf_sae", "train", *SMALL, *options]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert len([line for line in result.stdout.splitlines() if line.startswith("{")]) == 1
+    sae = AutoSAE.from_pretrained(str(tmp_path))
+    assert sae.feature_stats is not None
+    assert sae.config.provenance["data"]["world_size"] == 2
+
+
+def test_threads_do_not_spin_unless_asked_to():
+    code = "import os, sys; from hf_sae.cli import main\ntry: main(['--version'])\nexcept SystemExit: pass\nprint(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
+    for asked, expected in ((None, "PASSIVE False"), ("ACTIVE", "ACTIVE False")):
+        env = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"} | (
+            {"OMP_WAIT_POLICY": asked} if asked else {}
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True)
+        assert done.stdout.splitlines()[-1] == expected
