@@ -66,7 +66,8 @@ class Ours:
 
     def weights(self) -> Weights:
         sae = self.sae
-        return Weights(sae.encoder.weight, sae.encoder.bias, sae.decoder.weight, sae.decoder.bias)
+        scale = sae.config.input_scale if sae.config.input_norm == "scalar" else 1.0
+        return Weights(sae.encoder.weight, sae.encoder.bias / scale, sae.decoder.weight, sae.decoder.bias / scale)
 
 
 class PlainTorch:
@@ -224,8 +225,7 @@ class Row:
 
 
 ROWS: dict[str, Row] = {
-    "hf_sae": Row(Ours, "defaults"),
-    "hf_sae-tuned": Row(Ours, "Adam 4e-3", {"learning_rate": 4e-3}),
+    "hf_sae": Row(Ours, "defaults of train_sae", {"input_norm": "scalar"}),
     "saelens": Row(SAELens, "defaults: Adam 3e-4, constant", distribution="sae-lens"),
     "saelens-tuned": Row(
         SAELens, "Adam 3e-3, decay 30 %, fused", {"lr": 3e-3, "decay_share": 0.3, "fused": True}, "sae-lens"

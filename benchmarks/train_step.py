@@ -90,7 +90,9 @@ def main(argv: list[str] | None = None) -> None:
         if "hf_sae" in args.rows:
             with safe_open(data, "pt") as file:
                 x = file.get_slice("train")[: args.batch]
-            stages = breakdown(Task(width, args.d_sae, args.k, args.batch, args.steps, args.seed), x)
+            stages = breakdown(
+                Task(width, args.d_sae, args.k, args.batch, args.steps, args.seed, ROWS["hf_sae"].options), x
+            )
     target = time_to(results)
     report = {"machine": machine(args), "target_fvu": target, "rows": results, "stages_ms": stages}
     print(json.dumps(report, indent=1) if args.json else table(results))

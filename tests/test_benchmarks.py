@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -119,6 +120,15 @@ def test_ours_and_plain_torch_agree_with_what_they_export():
         quality = judge(implementation.weights(), x, TASK.k)
         assert 0 < quality.fvu < 1
         assert math.isclose(quality.l0, TASK.k, rel_tol=0.5)
+
+
+def test_weights_of_a_scaled_input_are_those_of_the_raw_one():
+    pytest.importorskip("hf_sae.training")
+    x = Planted(d=16, n_features=64).sample(64, 1) * 7
+    ours = Ours(replace(TASK, options={"input_norm": "scalar"}))
+    ours.step(x)
+    error = (x - ours.sae.eval()(x).reconstruction).square().sum() / (x - x.mean(0)).square().sum()
+    assert judge(ours.weights(), x, TASK.k).fvu == pytest.approx(float(error.detach()), rel=1e-4)
 
 
 def test_checkpoints_come_after_the_warm_up_and_include_the_end():
