@@ -99,6 +99,7 @@ def main(argv: list[str] | None = None) -> None:
     if stages and not args.json:
         print("\n" + "\n".join(f"{name:50s} {value:8.1f} ms" for name, value in stages.items()))
     if args.results:
+        args.results.parent.mkdir(parents=True, exist_ok=True)
         args.results.write_text(markdown(report, vars(args)), encoding="utf-8")
 
 
