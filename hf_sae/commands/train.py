@@ -47,7 +47,7 @@ def train(
         list[str] | None, Option("--set", metavar="KEY=VALUE", help="Any other config field; repeatable.")
     ] = None,
     skip: Annotated[bool, Option(help="Affine skip connection (transcoders).")] = False,
-    input_norm: Annotated[str, Option(help="none, scalar or layer_norm.")] = "scalar",
+    input_norm: Annotated[str, Option(help="none, scalar, center, layer_norm, unit_ln or unit_rms.")] = "scalar",
     output_dir: Annotated[Path, Option(help="Checkpoints, the final model and its card go here.")] = Path("sae"),
     total_tokens: Annotated[int, Option(help="Activations to train on.")] = 10_000_000,
     tokens_per_batch: Annotated[int, Option(help="Activations per optimiser step.")] = 4096,

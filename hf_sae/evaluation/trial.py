@@ -86,7 +86,7 @@ class Trial:
                     f"activations at {point!r} hold NaN or infinite values: run the host in bfloat16 or float32."
                 )
             parts.append(kept)
-        return parts[0], parts[1]
+        return parts[0], self.sae.comparable(parts[1])
 
     def survey(self, activations: Mapping[str, Tensor], keep: Tensor) -> None:
         """First pass over one batch: the mean of the targets, and what the controls are fitted to."""

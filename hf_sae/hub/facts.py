@@ -135,7 +135,10 @@ def conventions(sae: SAE, report: EvalReport | None) -> list[str]:
     norm = {
         "none": "Activations are read as they are.",
         "scalar": f"Activations are multiplied by {config.input_scale:.6g} before encoding.",
+        "center": "Each token's mean is subtracted before encoding.",
         "layer_norm": "Each token's activations are standardised before encoding.",
+        "unit_ln": "Each token's activations are standardised before encoding, as by a LayerNorm without gain and bias.",
+        "unit_rms": "Each token's activations are divided by their root mean square before encoding.",
     }[config.input_norm]
     undo = "" if config.is_transcoder or config.input_norm == "none" else " Reconstructions are in the host's units."
     lines.append(norm + undo)

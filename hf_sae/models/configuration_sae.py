@@ -77,9 +77,16 @@ class SAEConfig(PreTrainedConfig):
         pre_bias (`bool`, *optional*): subtract the decoder bias from the input. `None`: an SAE does, a transcoder
             does not (and cannot: `True` is an error there).
         skip (`bool`): add an affine map of the input to the output (transcoders only).
-        input_norm (`str`): `"none"`, `"scalar"` (multiply by `input_scale`) or `"layer_norm"` (per token: subtract
-            the mean, divide by the standard deviation). An SAE undoes it on its output, a transcoder never does.
+        input_norm (`str`): what is done to an input `x` before encoding. An SAE undoes it on its output, a transcoder
+            never does.
+            `"none"`; `"scalar"`: `input_scale * x`; `"center"`: `x - mean(x)`;
+            `"layer_norm"`: `(x - mean(x)) / (std(x) + norm_eps)` with the unbiased deviation, as OpenAI's autoencoders;
+            `"unit_ln"`: `(x - mean(x)) / sqrt(var(x) + norm_eps)` and `"unit_rms"`: `x / sqrt(mean(x²) + norm_eps)`,
+            as LayerNorm and RMSNorm without gain and bias. Means and variances are over a token's dimensions.
         input_scale (`float`): the factor of `input_norm="scalar"`.
+        norm_eps (`float`): the small number of the last three norms.
+        center_target (`bool`): the target is `y - mean(y)` (transcoders only): what a host writes whose weights were
+            centred, as TransformerLens does. A LayerNorm that reads the residual stream sees no difference.
         base_model (`str`, *optional*): the host it was trained on, and `base_revision` its commit.
         provenance (`dict`, *optional*): data, masks, host fingerprint, resolved module paths, training.
 
@@ -96,8 +103,10 @@ class SAEConfig(PreTrainedConfig):
     hook_out: str | list[str] | None = None
     pre_bias: bool | None = None
     skip: bool = False
-    input_norm: Literal["none", "scalar", "layer_norm"] = "none"
+    input_norm: Literal["none", "scalar", "center", "layer_norm", "unit_ln", "unit_rms"] = "none"
     input_scale: float | int = 1.0
+    norm_eps: float | int = 1e-5
+    center_target: bool = False
     base_model: str | None = None
     base_revision: str | None = None
     provenance: dict[str, Any] | None = None
@@ -127,6 +136,11 @@ class SAEConfig(PreTrainedConfig):
         """Whether the decoder bias is subtracted from the input before encoding."""
         return not self.is_transcoder if self.pre_bias is None else self.pre_bias
 
+    @property
+    def undoes_norm_per_token(self) -> bool:
+        """Whether decoding needs the mean and scale of each token's input."""
+        return not self.is_transcoder and self.input_norm not in ("none", "scalar")
+
     def validate_sizes(self) -> None:
         """Widths are positive; only a transcoder may have two of them."""
         for name in ("d_in", "d_out", "d_sae"):
@@ -139,7 +153,7 @@ class SAEConfig(PreTrainedConfig):
             )
 
     def validate_wiring(self) -> None:
-        """`pre_bias`, `skip` and `input_scale` fit the kind of autoencoder."""
+        """`pre_bias`, `skip`, `center_target` and the norm's numbers fit the kind of autoencoder."""
         if self.pre_bias and self.is_transcoder:
             raise ValueError(
                 f"pre_bias=True with hook_in={self.hook_in!r} and hook_out={self.hook_out!r}: a transcoder's decoder bias "
@@ -149,6 +163,13 @@ class SAEConfig(PreTrainedConfig):
             raise ValueError(
                 "skip=True needs a transcoder: an SAE with a linear skip would copy its input. Set hook_out."
             )
+        if self.center_target and not self.is_transcoder:
+            raise ValueError(
+                "center_target=True needs a transcoder: an SAE on centred activations has input_norm='center', which "
+                "puts the mean back."
+            )
+        if not 0 <= self.norm_eps < 1:
+            raise ValueError(f"norm_eps={self.norm_eps} must be a small number, 0 or more.")
         if not (math.isfinite(self.input_scale) and self.input_scale > 0):
             raise ValueError(f"input_scale={self.input_scale} must be a positive finite number.")
 

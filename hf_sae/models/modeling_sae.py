@@ -30,7 +30,6 @@ from .sparse_ops import decode_rows
 
 
 Norm = tuple[Tensor, Tensor]
-LAYER_NORM_EPS = 1e-5  # as in OpenAI's autoencoders, whose per-token normalisation this is
 
 
 class Decoder(nn.Module):
@@ -94,13 +93,21 @@ class SAE(PreTrainedModel):
     def normalize(self, hidden_states: Tensor) -> tuple[Tensor, Norm | None]:
         """The input as the encoder reads it, `[..., d_in]`, and what `decode` needs to undo it on each token."""
         hidden_states = hidden_states.to(self.decoder.weight.dtype)
-        if self.config.input_norm == "scalar":
+        kind, eps = self.config.input_norm, self.config.norm_eps
+        if kind == "scalar":
             return hidden_states * self.config.input_scale, None
-        if self.config.input_norm == "none":
+        if kind == "none":
             return hidden_states, None
-        mean = hidden_states.mean(-1, keepdim=True)
-        std = (hidden_states - mean).std(-1, keepdim=True) + LAYER_NORM_EPS
-        return (hidden_states - mean) / std, (mean, std)
+        mean = hidden_states.new_zeros(()) if kind == "unit_rms" else hidden_states.mean(-1, keepdim=True)
+        x = hidden_states - mean
+        if kind == "center":
+            return x, (mean, torch.ones_like(mean))
+        if kind == "layer_norm":  # eps is in the divisor only, as in the autoencoders that were published with it
+            std = x.std(-1, keepdim=True)
+            return x / (std + eps), (mean, std)
+        # a token of zeros stays zero where eps is 0
+        scale = (x.square().mean(-1, keepdim=True) + eps).sqrt().clamp_min(torch.finfo(x.dtype).tiny)
+        return x / scale, (mean.expand_as(scale), scale)
 
     def to_output_units(self, delta: Tensor, norm: Norm | None = None) -> Tensor:
         """A difference of decoder outputs `[..., d_out]` in the units of the hook point (no mean is added back)."""
@@ -109,7 +116,9 @@ class SAE(PreTrainedModel):
         if self.config.input_norm == "scalar":
             return delta / self.config.input_scale
         if norm is None:
-            raise ValueError("input_norm='layer_norm' needs norm=(mean, std) of each token: pass SparseCode.norm.")
+            raise ValueError(
+                f"input_norm={self.config.input_norm!r} needs norm=(mean, std) of each token: pass SparseCode.norm."
+            )
         return delta * norm[1]
 
     def pre_activations(self, x: Tensor) -> Tensor:
@@ -143,17 +152,16 @@ class SAE(PreTrainedModel):
 
         Args:
             latents (`Tensor` or [`SparseCode`]): `[..., d_sae]`.
-            norm (`tuple`, *optional*): per-token `(mean, std)`, needed by dense latents under `layer_norm`; a code
-                carries its own.
+            norm (`tuple`, *optional*): per-token `(mean, std)`, needed by dense latents of an SAE that normalises each
+                token; a code carries its own.
 
         Raises:
-            ValueError: for dense latents under `layer_norm` without `norm`.
+            ValueError: for dense latents without `norm` where it is needed.
         """
         if norm is None and isinstance(latents, SparseCode):
             norm = latents.norm
         out = self.to_output_units(self.decoder(latents), norm)
-        undo_mean = norm is not None and self.config.input_norm == "layer_norm" and not self.config.is_transcoder
-        return out + norm[0] if undo_mean else out
+        return out + norm[0] if norm is not None and self.config.undoes_norm_per_token else out
 
     def forward(
         self,
@@ -180,6 +188,7 @@ class SAE(PreTrainedModel):
         if target is None and (state is not None or self.training) and not self.config.is_transcoder:
             target = hidden_states
         if target is not None:
+            target = self.comparable(target)
             error = target - reconstruction
             state = state or TrainingState(normaliser=total_variance(target))
             output.losses = {"reconstruction": error.square().sum(-1).mean() / state.normaliser}
@@ -188,6 +197,10 @@ class SAE(PreTrainedModel):
         if output_pre_activations:
             output.pre_activations = self.pre_activations(x) if pre is None else pre
         return output
+
+    def comparable(self, target: Tensor) -> Tensor:
+        """The part of a target `[..., d_out]` that is reconstructed: all of it, or without its mean (`center_target`)."""
+        return target - target.mean(-1, keepdim=True) if self.config.center_target else target
 
     def penalties(self, result: Pass) -> dict[str, Tensor]:
         """What the architecture adds to the reconstruction loss: weighted scalars by name."""
@@ -200,6 +213,7 @@ class SAE(PreTrainedModel):
         Sets `state.normaliser`. The input scale (under `input_norm="scalar"`) makes the mean variance per dimension 1; the decoder bias starts
         at the mean of the targets, so that the dictionary need not learn it.
         """
+        target = self.comparable(target)
         state.normaliser = total_variance(target)
         if self.config.input_norm == "scalar":
             self.config.input_scale = math.sqrt(self.config.d_in / total_variance(x))

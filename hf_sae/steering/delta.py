@@ -67,7 +67,7 @@ class BoundEdits:
                 f"0 to {sae.config.d_sae - 1}."
             )
         self.needs_latents = any(edit.needs_latents for edit in edits)
-        self.needs_norm = sae.config.input_norm == "layer_norm" and not sae.config.is_transcoder
+        self.needs_norm = sae.config.undoes_norm_per_token
         self.rows = sae.W_dec[self.latents].to(torch.promote_types(sae.dtype, torch.float32))
         self.lengths = torch.linalg.vector_norm(self.rows, dim=-1)
         self.steps = [self._step(edit) for edit in edits if edit.latents]

@@ -15,6 +15,16 @@ KINDS = {
     "sae": {"hook_in": "resid_post.1"},
     "sae-scalar": {"hook_in": "resid_post.1", "input_norm": "scalar", "input_scale": 0.5},
     "sae-layer_norm": {"hook_in": "resid_post.1", "input_norm": "layer_norm"},
+    "sae-center": {"hook_in": "resid_post.1", "input_norm": "center"},
+    "sae-unit_ln": {"hook_in": "resid_post.1", "input_norm": "unit_ln"},
+    "sae-unit_rms": {"hook_in": "resid_post.1", "input_norm": "unit_rms", "norm_eps": 0.0},
+    "transcoder-unit_ln": {
+        "hook_in": "resid_mid.1",
+        "hook_out": "mlp_out.1",
+        "d_out": D_OUT,
+        "input_norm": "unit_ln",
+        "center_target": True,
+    },
     "transcoder": {"hook_in": "mlp_in.1", "hook_out": "mlp_out.1", "d_out": D_OUT},
     "skip": {"hook_in": "mlp_in.1", "hook_out": "mlp_out.1", "d_out": D_OUT, "skip": True},
 }
