@@ -157,7 +157,7 @@ def test_gradients_equal_plain_autograd(case: Case) -> None:
     mask = sae.activate(pre).detach() != 0
     fast.pop("threshold", None)  # a straight-through estimate, tested by its own formula
     out = sae.to_output_units((pre * mask) @ sae.decoder.weight + sae.decoder.bias, norm)
-    if norm is not None:
+    if sae.config.undoes_norm_per_token:
         out = out + norm[0]
     if sae.skip is not None:
         out = out + normalised @ sae.skip.weight.T
