@@ -7,8 +7,12 @@ class HookPointError(ValueError):
     """A place that does not exist in the host, is ambiguous there, or does not fit the autoencoder."""
 
 
+class ConversionError(CheckpointError):
+    """A foreign checkpoint that is of no known format, damaged, or means something that cannot be expressed here."""
+
+
 class DataError(ValueError):
     """A dataset that is empty, too short, of an unknown layout, or gives activations that are not finite."""
 
 
-__all__ = ["CheckpointError", "ConfigError", "DataError", "HookPointError"]
+__all__ = ["CheckpointError", "ConfigError", "ConversionError", "DataError", "HookPointError"]

@@ -16,7 +16,7 @@ ROOT = Path(hf_sae.__file__).parent
 LAYERS = (
     {"errors", "models"},
     {"assets", "calls", "corpus", "data", "hooks", "hosts", "metrics", "shades", "terminal"},
-    {"activations"},
+    {"activations", "conversion"},
     {"evaluation", "features", "hub", "steering", "training"},
     {"__main__", "cli", "commands", "demo"},
 )

@@ -42,6 +42,8 @@ class AutoSAE(_BaseAutoModelClass):
     def from_pretrained(cls, pretrained_model_name_or_path: str, *model_args: Any, **kwargs: Any) -> Any:
         """The model behind a folder or Hub id, in `eval()` mode; arguments as in transformers.
 
+        Checkpoints that other libraries published are read too (`hf_sae.conversion`): `subfolder` may then name a file.
+
         Raises:
             CheckpointError: for files that are missing, damaged or of another kind of model.
             ConfigError: for an unknown or invalid config key.
@@ -51,11 +53,7 @@ class AutoSAE(_BaseAutoModelClass):
         except (CheckpointError, ConfigError):
             raise
         except (OSError, ValueError, KeyError) as error:
-            raise CheckpointError(
-                f"{str(pretrained_model_name_or_path)!r} is not a checkpoint of hf_sae: "
-                f"{str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__} "
-                f"Known model types: {', '.join(sorted(registered()))}."
-            ) from error
+            return _foreign(str(pretrained_model_name_or_path), error, kwargs)
 
 
 class AutoTranscoder(AutoSAE):
@@ -72,6 +70,22 @@ class AutoTranscoder(AutoSAE):
                 "transcoder. Load it with AutoSAE."
             )
         return loaded
+
+
+def _foreign(name: str, error: Exception, kwargs: dict[str, Any]) -> Any:
+    """The checkpoint of another library behind a name that is none of ours."""
+    why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    ours = f"{name!r} is not a checkpoint of hf_sae: {why} Known model types: {', '.join(sorted(registered()))}."
+    try:
+        from hf_sae.conversion import load_foreign
+    except ImportError:  # this file also travels to the Hub as code, without the rest of the package
+        raise CheckpointError(ours) from error
+    try:
+        return load_foreign(name, **kwargs)
+    except (CheckpointError, ConfigError) as foreign:
+        raise type(foreign)(f"{ours} Nor one of another library: {foreign}") from foreign
+    except OSError as unreachable:
+        raise CheckpointError(f"{ours} {unreachable}") from unreachable
 
 
 def registered() -> dict[str, tuple[type[SAEConfig], type[SAE]]]:

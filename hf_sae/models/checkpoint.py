@@ -28,7 +28,13 @@ FEATURE_STATS = "feature_stats.safetensors"
 
 
 def load_strictly(load: Callable[..., Any], name: str | Path, *args: Any, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
-    """Calls a transformers `from_pretrained` and returns `(model, loading_info)`.
+    """Calls a transformers `from_pretrained` with the arguments and returns `(model, loading_info)`.
+
+    Args:
+        load (`Callable`): the `from_pretrained`.
+        name (`str` or `Path`): what is loaded, for errors.
+        args: for `load`.
+        kwargs: for `load`.
 
     Raises:
         CheckpointError: for files that are missing, truncated or not safetensors, and for tensors that are missing,
@@ -38,7 +44,7 @@ def load_strictly(load: Callable[..., Any], name: str | Path, *args: Any, **kwar
     kwargs |= {"output_loading_info": True, "use_safetensors": True, "ignore_mismatched_sizes": True}
     try:
         with without_progress_bars():
-            model, info = load(name, *args, **kwargs)
+            model, info = load(*args, **kwargs)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"cannot read a checkpoint from {str(name)!r}: {_first_line(error)} "

@@ -239,6 +239,11 @@ class SAE(PreTrainedModel):
             weight.div_(torch.linalg.vector_norm(weight, dim=-1, keepdim=True).clamp_min_(1e-12))
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of the dictionary: thresholds stay in float32 in a model of any dtype."""
+        return self.decoder.weight.dtype
+
+    @property
     def W_enc(self) -> Tensor:
         """`[d_in, d_sae]`, read-only; a LoRA on the encoder is merged in."""
         encoder: Any = self.encoder  # peft puts its own layer here, whose `weight` is the base weight alone
@@ -263,12 +268,15 @@ class SAE(PreTrainedModel):
         return self.decoder.bias.detach()
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *model_args: Any, **kwargs: Any) -> Any:
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path | None, *model_args: Any, **kwargs: Any) -> Any:
         """transformers' `from_pretrained`, strictly: see [`CheckpointError`] and [`ConfigError`] for what is refused."""
-        name, want_info = str(pretrained_model_name_or_path), kwargs.pop("output_loading_info", False)
+        want_info = kwargs.pop("output_loading_info", False)
+        # config and tensors may be given instead of a name, as in transformers: a converted checkpoint is
+        name = str(pretrained_model_name_or_path or kwargs["config"]._name_or_path)
         hub_keys = ("subfolder", "revision", "token", "cache_dir", "local_files_only", "force_download")
         hub_kwargs = {key: kwargs[key] for key in hub_keys if key in kwargs}
-        model, info = load_strictly(super().from_pretrained, pretrained_model_name_or_path, *model_args, **kwargs)
+        load = super().from_pretrained
+        model, info = load_strictly(load, name, pretrained_model_name_or_path, *model_args, **kwargs)
         if pretrained_model_name_or_path is not None:
             model.feature_stats = read_feature_stats(name, model.config.d_sae, hub_kwargs)
         return (model, info) if want_info else model

@@ -39,6 +39,14 @@ def test_round_trip_is_exact(case: Case, tmp_path: Path) -> None:
     ]
 
 
+def test_half_precision_is_saved_and_comes_back(case: Case, tmp_path: Path) -> None:
+    sae = case.build().to(torch.bfloat16)
+    sae.save_pretrained(tmp_path)
+    loaded = AutoSAE.from_pretrained(tmp_path)
+    assert loaded.dtype == loaded.encoder.weight.dtype == torch.bfloat16
+    assert AutoSAE.from_pretrained(tmp_path, dtype=torch.float32).encoder.weight.dtype == torch.float32
+
+
 def test_subfolder_and_sharding(case: Case, tmp_path: Path) -> None:
     sae, (x, _) = case.build(), case.batch()
     sae.save_pretrained(tmp_path / "layer_1", max_shard_size="1KB")

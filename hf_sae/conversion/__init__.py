@@ -1,0 +1,7 @@
+"""Checkpoints of other libraries as models of ours, and back: one file per format."""
+
+from .files import Files, open_files
+from .registry import FORMATS, identify, load_foreign, members, read
+
+
+__all__ = ["FORMATS", "Files", "identify", "load_foreign", "members", "open_files", "read"]

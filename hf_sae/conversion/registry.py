@@ -1,0 +1,119 @@
+"""Which format a checkpoint is of, and reading it into one of our models."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import PurePosixPath
+from types import ModuleType
+from typing import Any
+
+from ..errors import ConversionError
+from ..models import SAE, SAEConfig, registered
+from . import gemma_scope
+from .draft import Pair
+from .files import Files, open_files
+
+
+# in the order in which they are asked; a format is a module with NAME, `matches(files)`, `read(files)` and, where a peer
+# can read it back, `write(sae, path)`
+FORMATS: tuple[ModuleType, ...] = (gemma_scope,)
+HUB_KEYS = ("token", "cache_dir", "local_files_only", "force_download")
+_SHOWN = 12
+
+
+def identify(files: Files, name: str | None = None) -> ModuleType:
+    """The format of the asked place.
+
+    Args:
+        files ([`Files`]): the listing.
+        name (`str`, *optional*): the format it has to be.
+
+    Raises:
+        ConversionError: if it is of no known format, or not of the named one; what the repo holds is listed.
+    """
+    known = {module.NAME: module for module in FORMATS}
+    if name is not None and name not in known:
+        raise ConversionError(f"there is no format {name!r}. Known: {', '.join(sorted(known))}.")
+    for module in FORMATS if name is None else (known[name],):
+        if module.matches(files):
+            return module
+    where = f"{files.name!r}" + (f" at {files.place!r}" if files.place else "")
+    found = members(files)
+    hint = (
+        f"It holds {_list(found)}: give one as subfolder=."
+        if found
+        else "Its files are " + _list(sorted(files.names)) + "."
+    )
+    raise ConversionError(f"{where} is no checkpoint of a known format ({', '.join(sorted(known))}). {hint}")
+
+
+def members(files: Files) -> list[str]:
+    """What can be asked for in a folder or repo, as `subfolder=`, by names alone."""
+    places = {str(parent) for name in files.names for parent in PurePosixPath(name).parents} - {"."}
+    places |= {
+        name.removesuffix(s) for name in files.names for s in (".safetensors", ".pt", ".pth") if name.endswith(s)
+    }
+    inside = [place for place in places if not files.place or place.startswith(f"{files.place}/")]
+    # formats that have to open a file to know it are not asked: this is a listing of thousands
+    named = [module for module in FORMATS if not getattr(module, "OPENS_FILES", False)]
+    return sorted(place for place in inside if any(module.matches(files.at(place)) for module in named))
+
+
+def _list(names: list[str]) -> str:
+    shown = ", ".join(map(repr, names[:_SHOWN]))
+    return shown + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "") if names else "nothing"
+
+
+def read(files: Files, name: str | None = None) -> Pair:
+    """Config and tensors of the asked place, with its origin in `config.provenance["conversion"]`.
+
+    Raises:
+        ConversionError: if the format is unknown or the files are damaged.
+    """
+    module = identify(files, name)
+    config, state = module.read(files)
+    origin = {
+        "format": module.NAME,
+        "source": files.name,
+        "place": files.place,
+        "commit": files.commit,
+        "sha256": files.hashes(),
+    }
+    provenance = config.provenance or {}
+    config.provenance = {**provenance, "conversion": {**origin, **provenance.get("conversion", {})}}
+    return config, state
+
+
+def load_foreign(
+    name: str,
+    subfolder: str = "",
+    revision: str | None = None,
+    **kwargs: Any,
+) -> Any:
+    """One of our models from a published checkpoint of another library.
+
+    Args:
+        name (`str`): folder, repo id, or a peer's name with a prefix.
+        subfolder (`str`): folder or file inside, with or without its extension.
+        revision (`str`, *optional*): branch, tag or commit.
+        kwargs: fields of the config to set by hand (such as `hook_in`), and what `from_pretrained` takes.
+
+    Raises:
+        ConversionError: if the format is unknown or the files are damaged.
+        OSError: if the repo does not exist, is gated, or cannot be reached.
+    """
+    hub = {key: kwargs.pop(key) for key in HUB_KEYS if key in kwargs}
+    config, state = read(open_files(name, subfolder, revision, **hub))
+    given = {key: kwargs.pop(key) for key in _fields(config) if key in kwargs}
+    if given:
+        config = type(config)(**{**{key: getattr(config, key) for key in _fields(config)}, **given})
+    model_class: type[SAE] = registered()[config.model_type][1]
+    config._name_or_path = f"{name}/{subfolder}" if subfolder else name
+    return model_class.from_pretrained(None, config=config, state_dict=state, **kwargs)
+
+
+def _fields(config: SAEConfig) -> list[str]:
+    from transformers import PreTrainedConfig
+
+    base = {field.name for field in dataclasses.fields(PreTrainedConfig)}
+    return [field.name for field in dataclasses.fields(type(config)) if field.name not in base]
