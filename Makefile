@@ -10,4 +10,4 @@ quality:
 	ty check
 
 test:
-	pytest -n 2 -m "not slow and not gpu and not network"
+	pytest -n 2 -m "not slow and not gpu and not online"
