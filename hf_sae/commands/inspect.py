@@ -21,6 +21,7 @@ SHOWN = {
     "corpus": ("name", "split", "python"),
     "data": ("dataset", "revision", "column", "positions", "context_length"),
     "host": ("model_type", "hidden_size", "num_layers", "vocab_size"),
+    "conversion": ("format", "source", "place", "commit", "transforms"),
     "provenance": ("hook_points",),
 }
 
@@ -57,8 +58,9 @@ def describe(sae: SAE) -> dict[str, Any]:
     config, provenance = sae.config, dict(sae.config.provenance or {})
     fields = {field.name for field in dataclasses.fields(type(config))}
     shared = {"d_in", "d_out", "d_sae", "hook_in", "hook_out", "pre_bias", "skip", "input_norm", "input_scale"}
+    shared |= {"norm_eps", "center_target"}
     base = SAEConfig.__dataclass_fields__.keys()
-    parts = {name: provenance.pop(name, None) or {} for name in ("training", "corpus", "data", "host")}
+    parts = {name: provenance.pop(name, None) or {} for name in ("training", "corpus", "data", "host", "conversion")}
     return {
         "architecture": type(sae).__name__,
         "kind": "transcoder" if config.is_transcoder else "autoencoder",
@@ -93,6 +95,8 @@ def _short(value: Any) -> str:
         return {None: "-", True: "yes", False: "no"}[value]
     if isinstance(value, int):
         return f"{value:,}"
+    if isinstance(value, list):
+        return "; ".join(map(_short, value)) or "-"
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 

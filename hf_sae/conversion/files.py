@@ -47,6 +47,11 @@ class Files:
         self.place = "/".join(parts)
         self.used: dict[str, Path] = {}
 
+    @property
+    def source(self) -> str:
+        """The repo id, or the folder's name: a path would tell of a machine and mean nothing elsewhere."""
+        return self.name if self.root is None or self.commit else self.root.resolve().name
+
     def at(self, place: str) -> Files:
         """The same files with another place asked for."""
         return Files(self.name, self.names, place, self.root, self.commit, self.hub_kwargs)

@@ -74,7 +74,7 @@ def read(files: Files, name: str | None = None) -> Pair:
     config, state = module.read(files)
     origin = {
         "format": module.NAME,
-        "source": files.name,
+        "source": files.source,
         "place": files.place,
         "commit": files.commit,
         "sha256": files.hashes(),

@@ -81,6 +81,7 @@ def render_card(
         summary=facts.summary(sae, escape),
         quickstart=facts.quickstart(sae, place, subfolder),
         conventions=facts.conventions(sae, report),
+        origin=facts.origin(sae, escape),
         metrics=None if report is None else _metrics(report),
         controls=None if report is None or not report.controls else _controls(report),
         measured=None if report is None else facts.measured(report, escape),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..models import SAE
+from .markdown import code
 
 
 if TYPE_CHECKING:
@@ -152,6 +153,22 @@ def conventions(sae: SAE, report: EvalReport | None) -> list[str]:
     if length:
         lines.append(f"Context length {length} tokens.")
     return lines
+
+
+def origin(sae: SAE, escape: Callable[[str], str]) -> list[str]:
+    """Where a converted checkpoint comes from, and what was done to it; empty for one that was trained here."""
+    found = (sae.config.provenance or {}).get("conversion")
+    if not isinstance(found, dict):
+        return []
+    source, place, commit = (found.get(key) for key in ("source", "place", "commit"))
+    where = code(source) + (f", {code(place)}" if place else "") + (f", commit {code(commit)}" if commit else "")
+    lines = [f"Converted from {where} (format {escape(str(found.get('format')))})."]
+    lines += [
+        f"File {code(name)} with SHA-256 {code(digest)}." for name, digest in (found.get("sha256") or {}).items()
+    ]
+    lines += [f"Exact transform: {escape(str(text))}." for text in found.get("transforms") or []]
+    figures = [f"{escape(str(key))} {number(value)}" for key, value in (found.get("published") or {}).items()]
+    return lines + ([f"Published with {', '.join(figures)}; not measured here."] if figures else [])
 
 
 def measured(report: EvalReport, escape: Callable[[str], str]) -> str:

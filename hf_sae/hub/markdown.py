@@ -33,3 +33,8 @@ def table(rows: Sequence[Sequence[str]], numbers: Sequence[bool]) -> str:
     """A Markdown table; the first row is the head, columns of numbers are on the right. Cells are Markdown already."""
     rule = ["--:" if right else ":--" for right in numbers]
     return "\n".join(f"| {' | '.join(row)} |" for row in (rows[0], rule, *rows[1:]))
+
+
+def code(text: object) -> str:
+    """A code span; what could end it is left out."""
+    return f"`{' '.join(str(text).replace('`', '').split())}`"

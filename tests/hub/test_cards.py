@@ -104,6 +104,25 @@ def test_summary_says_what_it_is():
     assert "An" not in facts.summary(StandardSAE(StandardConfig(d_in=4, d_sae=8)), str).split()[0:1]
 
 
+def test_a_converted_checkpoint_says_where_it_comes_from_and_what_was_done():
+    origin = {
+        "format": "gemma-scope",
+        "source": "google/some`-repo\n# x",
+        "place": "layer_1",
+        "commit": "abc123",
+        "sha256": {"params.npz": "00ff"},
+        "transforms": ["decoder <b>scaled</b>"],
+        "published": {"l0": 71.0},
+    }
+    card = render_card(make_sae(provenance={"conversion": origin}))
+    section = card.split("## Origin")[1].split("##")[0]
+    assert "`google/some-repo # x`, `layer_1`, commit `abc123` (format gemma-scope)" in section
+    assert "File `params.npz` with SHA-256 `00ff`" in section
+    assert "<b>" not in section
+    assert "l0 71" in section
+    assert "## Origin" not in render_card(make_sae())
+
+
 def test_no_path_of_this_machine_gets_into_a_card(tmp_path: Path):
     sae = make_sae(base_model=str(tmp_path / "secret" / "model"))
     sae.save_pretrained(tmp_path / "out")
