@@ -103,7 +103,10 @@ def load_foreign(
         OSError: if the repo does not exist, is gated, or cannot be reached.
     """
     hub = {key: kwargs.pop(key) for key in HUB_KEYS if key in kwargs}
-    config, state = read(open_files(name, subfolder, revision, **hub))
+    files = open_files(name, subfolder, revision, **hub)
+    known = {key for config_class, _ in registered().values() for key in _fields(config_class)}
+    files.given = {key: value for key, value in kwargs.items() if key in known}
+    config, state = read(files)
     given = {key: kwargs.pop(key) for key in _fields(config) if key in kwargs}
     if given:
         config = type(config)(**{**{key: getattr(config, key) for key in _fields(config)}, **given})
@@ -112,8 +115,8 @@ def load_foreign(
     return model_class.from_pretrained(None, config=config, state_dict=state, **kwargs)
 
 
-def _fields(config: SAEConfig) -> list[str]:
+def _fields(config: SAEConfig | type[SAEConfig]) -> list[str]:
     from transformers import PreTrainedConfig
 
     base = {field.name for field in dataclasses.fields(PreTrainedConfig)}
-    return [field.name for field in dataclasses.fields(type(config)) if field.name not in base]
+    return [field.name for field in dataclasses.fields(config) if field.name not in base]
