@@ -58,7 +58,8 @@ _BACK = {
 }
 _BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
 _PATH = re.compile(
-    r"(?:.*\.)?(?:layers|h|layer|blocks)\.(\d+)(?:\.(?P<inner>[a-z_0-9.]+?))?(?:\.(?P<side>input|output))?"
+    r"(?:.*\.)?(?:layers|h|layer|blocks)\.(\d+)"
+    r"(?:\.(?P<inner>(?!(?:in|out)put$)[a-z_0-9.]+?))?(?:\.(?P<side>input|output))?"
 )
 _INNER = {
     ("", "input"): "resid_pre",

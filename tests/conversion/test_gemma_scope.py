@@ -77,7 +77,7 @@ def test_the_places_are_those_of_a_gemma_2_host(tmp_path):
     host, ids = ZOO["gemma2"](), text_inputs()
     block = host.model.layers[1]
     for norm in (block.pre_feedforward_layernorm, block.post_feedforward_layernorm):
-        torch.nn.init.normal_(norm.weight, std=0.5)
+        norm.weight.data.normal_(std=0.5)
     write(tmp_path / "gemma-scope-2b-pt-transcoders/layer_1/width_1k/average_l0_54", weights(32, F))
     sae = AutoSAE.from_pretrained(
         tmp_path / "gemma-scope-2b-pt-transcoders", subfolder="layer_1/width_1k/average_l0_54"
