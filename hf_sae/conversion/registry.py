@@ -9,14 +9,17 @@ from typing import Any
 
 from ..errors import ConversionError
 from ..models import SAE, SAEConfig, registered
-from . import gemma_scope
+from . import gemma_scope, gemma_scope_2
 from .draft import Pair
 from .files import Files, open_files
 
 
 # in the order in which they are asked; a format is a module with NAME, `matches(files)`, `read(files)` and, where a peer
 # can read it back, `write(sae, path)`
-FORMATS: tuple[ModuleType, ...] = (gemma_scope,)
+FORMATS: tuple[ModuleType, ...] = (
+    gemma_scope,
+    gemma_scope_2,
+)
 HUB_KEYS = ("token", "cache_dir", "local_files_only", "force_download")
 _SHOWN = 12
 
