@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import ConversionError
 from ..models import SAE, SAEConfig, registered
-from . import gemma_scope, gemma_scope_2
+from . import gemma_scope, gemma_scope_2, llama_scope, llama_scope_r1
 from .draft import Pair
 from .files import Files, open_files
 
@@ -19,6 +19,8 @@ from .files import Files, open_files
 FORMATS: tuple[ModuleType, ...] = (
     gemma_scope,
     gemma_scope_2,
+    llama_scope,
+    llama_scope_r1,
 )
 HUB_KEYS = ("token", "cache_dir", "local_files_only", "force_download")
 _SHOWN = 12
