@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import ConversionError
 from ..models import SAE, SAEConfig, registered
-from . import gemma_scope, gemma_scope_2, llama_scope, llama_scope_r1
+from . import deepseek, gemma_scope, gemma_scope_2, goodfire, llama_scope, llama_scope_r1, openai, qwen_scope
 from .draft import Pair
 from .files import Files, open_files
 
@@ -21,6 +21,10 @@ FORMATS: tuple[ModuleType, ...] = (
     gemma_scope_2,
     llama_scope,
     llama_scope_r1,
+    qwen_scope,
+    goodfire,
+    deepseek,
+    openai,
 )
 HUB_KEYS = ("token", "cache_dir", "local_files_only", "force_download")
 _SHOWN = 12
