@@ -25,6 +25,7 @@ class Files:
         root (`Path`, *optional*): the folder; `None` for the Hub.
         commit (`str`, *optional*): of the repo.
         hub_kwargs (`dict`, *optional*): `token`, `cache_dir`, … for downloads.
+        given (`dict`, *optional*): config fields that the caller set by hand, for what no file says.
 
     Raises:
         ConversionError: if `place` leads out of the folder.
@@ -38,8 +39,10 @@ class Files:
         root: Path | None = None,
         commit: str | None = None,
         hub_kwargs: dict[str, Any] | None = None,
+        given: dict[str, Any] | None = None,
     ) -> None:
         self.name, self.root, self.commit, self.hub_kwargs = name, root, commit, hub_kwargs or {}
+        self.given = given or {}
         self.names = frozenset(names)
         parts = PurePosixPath(place.replace("\\", "/")).parts
         if ".." in parts or place.startswith("/"):
@@ -52,9 +55,14 @@ class Files:
         """The repo id, or the folder's name: a path would tell of a machine and mean nothing elsewhere."""
         return self.name if self.root is None or self.commit else self.root.resolve().name
 
+    @property
+    def path_in_words(self) -> str:
+        """Repo or folder and the asked place as one path, for formats whose names say what no file does."""
+        return "/".join(part for part in (self.name.replace("\\", "/").rstrip("/"), self.place) if part)
+
     def at(self, place: str) -> Files:
         """The same files with another place asked for."""
-        return Files(self.name, self.names, place, self.root, self.commit, self.hub_kwargs)
+        return Files(self.name, self.names, place, self.root, self.commit, self.hub_kwargs, self.given)
 
     def find(self, basename: str) -> str | None:
         """The full name of a file directly in the asked folder, or `None`."""

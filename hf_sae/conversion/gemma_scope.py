@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import re
 
+import torch
+
 from ..errors import ConversionError
 from .draft import Draft, Pair
 from .files import Files
 from .places import from_lens
-from .tensors import tensors_of
+from .tensors import Tensors, tensors_of
 
 
 NAME = "gemma-scope"
@@ -30,19 +32,14 @@ def read(files: Files) -> Pair:
     """Config and tensors.
 
     Raises:
-        ConversionError: if the names do not say host, place and layer, or the file is damaged.
+        ConversionError: if the names do not say host, place and layer, or the file is damaged or contradicts them.
     """
-    whole = f"{files.name}/{files.place}"
-    repo, layer = _REPO.search(whole), re.search(r"layer_(\d+)", whole)
-    embedding = "embedding" in whole
-    if repo is None or (layer is None and not embedding):
-        raise ConversionError(
-            f"{whole!r} does not say host, place and layer, which Gemma Scope's files do not hold. Keep its names, as in "
-            "'google/gemma-scope-2b-pt-res' with subfolder='layer_20/width_16k/average_l0_71'."
-        )
-    host = f"gemma-2-{repo[1]}" + ("-it" if repo[2] == "it" else "")
-    hook = "hook_embed" if embedding or layer is None else f"blocks.{layer[1]}.{_PLACES[repo[3]]}"
+    whole = files.path_in_words
+    size, kind, place, layer = _names(whole)
+    host = f"gemma-2-{size}" + ("-it" if kind == "it" else "")
     tensors = tensors_of(files, str(files.find("params.npz")))
+    _drop_scaling_factor(tensors)
+    reading = from_lens("hook_embed" if layer is None else f"blocks.{layer}.{_PLACES[place]}", host)
     draft = Draft(
         tensors.take("W_enc", "w_enc", ndim=2).T,
         tensors.take("W_dec", "w_dec", ndim=2),
@@ -50,15 +47,50 @@ def read(files: Files) -> Pair:
         tensors.take("b_dec"),
         pre_bias=False,
         base_model=f"google/{host}",
-        **from_lens(hook, host).fields(),
+        **reading.fields(),
     )
     draft.jump(tensors.take("threshold"))
     tensors.done()
-    if repo[3] == "transcoders":
-        draft.fields["hook_out"] = from_lens(f"blocks.{layer[1] if layer else 0}.hook_mlp_out", host).point
-    if embedding:
+    check_width(whole, draft.d_sae)
+    if place == "transcoders":
+        draft.fields["hook_out"] = from_lens(f"blocks.{layer}.hook_mlp_out", host).point
+    if layer is None:
         draft.scale_input(draft.d_in**-0.5)
         draft.transforms.append("what enters the first block divided by √d_in: it was trained on unscaled embeddings")
-    if l0 := re.search(r"average_l0_(\d+)", whole):
-        draft.published["l0"] = float(l0[1])
+    if l0 := re.findall(r"average_l0_(\d+)", whole):
+        draft.published["l0"] = float(l0[-1])
     return draft.finish()
+
+
+def check_width(path: str, d_sae: int) -> None:
+    """A width in a name, such as `width_16k` or `width_1m`, is the number of latents rounded down.
+
+    Raises:
+        ConversionError: if it is another one.
+    """
+    for token in re.findall(r"width_(\d+[km])", path)[-1:]:
+        if token not in (f"{d_sae // 1000}k", f"{d_sae // 10**6}m"):
+            raise ConversionError(
+                f"{path!r} is named width_{token} and its tensors have {d_sae:,} latents: a file in the wrong folder?"
+            )
+
+
+def _names(path: str) -> tuple[str, str, str, int | None]:
+    """`(size, pt or it, place, layer)` of the names; no layer is the embedding. The innermost ones count."""
+    repos, layers = _REPO.findall(path), re.findall(r"(?:^|/)layer_(\d+)(?=/|$)", path)
+    embedding = "embedding" in path.split("/") and repos[-1:] and repos[-1][2] == "res"
+    if not repos or not (layers or embedding):
+        raise ConversionError(
+            f"{path!r} does not say host, place and layer, which Gemma Scope's files do not hold. Keep its names, as in "
+            "'google/gemma-scope-2b-pt-res' with subfolder='layer_20/width_16k/average_l0_71'."
+        )
+    return *repos[-1], None if embedding else int(layers[-1])
+
+
+def _drop_scaling_factor(tensors: Tensors) -> None:
+    """A factor on each latent that fine-tuning would have learnt; published files have ones."""
+    factor = tensors.take_if("scaling_factor")
+    if factor is not None and not torch.equal(factor, torch.ones_like(factor)):
+        raise ConversionError(
+            f"{tensors.name!r} has a 'scaling_factor' other than 1, whose place in the forward is not known for this format."
+        )

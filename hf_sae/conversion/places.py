@@ -2,7 +2,8 @@
 
 TransformerLens' definitions were read in its block's forward pass: `hook_mlp_in` is the residual stream before the MLP's
 norm, `mlp.hook_in` what the MLP reads, `hook_normalized` a norm's output before its gain, and `hook_mlp_out` and
-`hook_attn_out` what is added to the residual stream (in Gemma 2 and 3 after the norm that follows).
+`hook_attn_out` what is added to the residual stream (in Gemma 2 and 3 after the norm that follows, where `mlp.hook_out` is
+before it).
 """
 
 from __future__ import annotations
@@ -58,7 +59,8 @@ _BACK = {
 }
 _BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
 _PATH = re.compile(
-    r"(?:.*\.)?(?:layers|h|layer|blocks)\.(\d+)(?:\.(?P<inner>[a-z_0-9.]+?))?(?:\.(?P<side>input|output))?"
+    r"(?:.*\.)?(?:layers|h|layer|blocks)\.(\d+)"
+    r"(?:\.(?P<inner>(?!(?:in|out)put$)[a-z_0-9.]+?))?(?:\.(?P<side>input|output))?"
 )
 _INNER = {
     ("", "input"): "resid_pre",
@@ -74,6 +76,8 @@ _INNER = {
 # a norm is LayerNorm in these families, RMSNorm in all others that are published
 _LAYER_NORM = re.compile(r"gpt-?2|gpt-?neo|gpt-?j|pythia|opt-|bloom|phi-[12]", re.IGNORECASE)
 _EPS = re.compile(r"gemma|qwen", re.IGNORECASE)
+# blocks that norm what the MLP gives before they add it
+_POST_NORM = re.compile(r"gemma-?[23](?![0-9]*b)", re.IGNORECASE)
 # models whose text part is one tower of several
 _TOWERS = re.compile(r"gemma-3-(4b|12b|27b)|qwen3\.5", re.IGNORECASE)
 _SCALED_EMBEDDING = re.compile(r"gemma", re.IGNORECASE)
@@ -96,6 +100,8 @@ def from_lens(hook: str, model: str | None = None, layer: int | None = None) -> 
         return Reading(_in_tower("resid_pre.0" if _SCALED_EMBEDDING.search(name) else "embed", name))
     found = _BLOCK.fullmatch(hook)
     number, inner = (int(found[1]), found[2]) if found else (layer, hook)
+    if number is not None and inner == "mlp.hook_out" and _POST_NORM.search(name):
+        return Reading(f"layers.{number}.mlp")
     if number is not None and inner in _LENS:
         return Reading(_in_tower(f"{_LENS[inner]}.{number}", name))
     if number is not None and inner in _UNIT:

@@ -9,14 +9,23 @@ from typing import Any
 
 from ..errors import ConversionError
 from ..models import SAE, SAEConfig, registered
-from . import gemma_scope
+from . import deepseek, gemma_scope, gemma_scope_2, goodfire, llama_scope, llama_scope_r1, openai, qwen_scope
 from .draft import Pair
 from .files import Files, open_files
 
 
 # in the order in which they are asked; a format is a module with NAME, `matches(files)`, `read(files)` and, where a peer
 # can read it back, `write(sae, path)`
-FORMATS: tuple[ModuleType, ...] = (gemma_scope,)
+FORMATS: tuple[ModuleType, ...] = (
+    gemma_scope,
+    gemma_scope_2,
+    llama_scope,
+    llama_scope_r1,
+    qwen_scope,
+    goodfire,
+    deepseek,
+    openai,
+)
 HUB_KEYS = ("token", "cache_dir", "local_files_only", "force_download")
 _SHOWN = 12
 
@@ -103,7 +112,10 @@ def load_foreign(
         OSError: if the repo does not exist, is gated, or cannot be reached.
     """
     hub = {key: kwargs.pop(key) for key in HUB_KEYS if key in kwargs}
-    config, state = read(open_files(name, subfolder, revision, **hub))
+    files = open_files(name, subfolder, revision, **hub)
+    known = {key for config_class, _ in registered().values() for key in _fields(config_class)}
+    files.given = {key: value for key, value in kwargs.items() if key in known}
+    config, state = read(files)
     given = {key: kwargs.pop(key) for key in _fields(config) if key in kwargs}
     if given:
         config = type(config)(**{**{key: getattr(config, key) for key in _fields(config)}, **given})
@@ -112,8 +124,8 @@ def load_foreign(
     return model_class.from_pretrained(None, config=config, state_dict=state, **kwargs)
 
 
-def _fields(config: SAEConfig) -> list[str]:
+def _fields(config: SAEConfig | type[SAEConfig]) -> list[str]:
     from transformers import PreTrainedConfig
 
     base = {field.name for field in dataclasses.fields(PreTrainedConfig)}
-    return [field.name for field in dataclasses.fields(type(config)) if field.name not in base]
+    return [field.name for field in dataclasses.fields(config) if field.name not in base]
