@@ -9,7 +9,19 @@ from typing import Any
 
 from ..errors import ConversionError
 from ..models import SAE, SAEConfig, registered
-from . import deepseek, gemma_scope, gemma_scope_2, goodfire, llama_scope, llama_scope_r1, openai, qwen_scope, saelens
+from . import (
+    deepseek,
+    dictionary_learning,
+    gemma_scope,
+    gemma_scope_2,
+    goodfire,
+    llama_scope,
+    llama_scope_r1,
+    openai,
+    qwen_scope,
+    saelens,
+    sparsify,
+)
 from .draft import Pair
 from .files import Files, open_files
 from .names import locate, resolve
@@ -19,6 +31,8 @@ from .names import locate, resolve
 # can read it back, `write(sae, path)`
 FORMATS: tuple[ModuleType, ...] = (
     saelens,
+    sparsify,
+    dictionary_learning,
     gemma_scope,
     gemma_scope_2,
     llama_scope,
