@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from . import __version__
-from .commands import demo, inspect, publish, steer, train
+from .commands import check, convert, demo, inspect, publish, steer, train
 from .commands import evaluate as evaluation
 from .commands.console import paragraph
 
@@ -29,6 +29,8 @@ app = typer.Typer(
 app.command("demo")(demo.demo)
 app.command("train")(train.train)
 app.command("eval")(evaluation.evaluate)
+app.command("check")(check.check)
+app.command("convert")(convert.convert)
 app.command("info")(inspect.info)
 app.command("steer")(steer.steer)
 app.command("hooks")(inspect.hooks)

@@ -23,7 +23,7 @@ from hf_sae.models import JumpReLUSAE, StandardSAE, TopKSAE
 from hf_sae.steering import OfMax, ablate, add
 
 
-VERBS = ["demo", "train", "eval", "info", "steer", "hooks", "card", "push"]
+VERBS = ["demo", "train", "eval", "check", "convert", "info", "steer", "hooks", "card", "push"]
 SMALL = ["--tokens-per-batch", "512", "--context-length", "32", "--d-sae", "64"]
 
 
@@ -205,6 +205,8 @@ def test_a_wrong_config_file_is_an_error(run: Any, tmp_path: Path, text: str, me
         (["train", "--total-tokens", "0"], "total_tokens=0"),
         (["eval", "no/such-sae"], "no/such-sae"),
         (["info", "/nowhere"], "/nowhere"),
+        (["check", "/nowhere"], "/nowhere"),
+        (["convert", "saelens:no-such-release", "out"], "neither a release that is known by rule nor a folder"),
         (["hooks", "nobody/nothing"], "nobody/nothing"),
         (["steer", "no/such-sae", "--prompt", "x", "--feature", "3"], "is not ID=STRENGTH"),
         (["card", "/nowhere"], "/nowhere"),
@@ -259,6 +261,48 @@ def test_info_says_what_is_in_the_folder(run: Any, saved: Path):
     text = run("info", saved).out
     assert re.search(r"^hook_in +resid_post\.1$", text, re.M)
     assert all(len(line) <= 80 for line in text.splitlines()[:-1])
+
+
+def test_check_says_which_reading_fits_and_exits_with_1_if_it_is_another(run: Any, saved: Path, tmp_path: Path):
+    result = run("check", saved, "--n-tokens", "512", "--json")
+    rows = {row["name"]: row["score"] for row in result.json["readings"]}
+    assert result.code == (0 if result.json["ok"] else 1)
+    assert result.json["ok"] is (result.json["verdict"].startswith("It is read right"))
+    sae = AutoSAE.from_pretrained(saved)
+    sae.decoder.weight.data = sae.decoder.weight.data.T.contiguous().view(sae.decoder.weight.shape)
+    sae.save_pretrained(tmp_path)
+    broken = run("check", tmp_path, "--n-tokens", "512")
+    assert broken.code == 1
+    assert "decoder transposed" in broken.out
+    assert rows["as loaded"] < rows["decoder transposed"]
+
+
+@pytest.mark.parametrize("form", ["saelens", "sparsify", "dictionary_learning", "ours"])
+def test_convert_writes_what_loads_again_with_the_same_outputs(run: Any, saved: Path, tmp_path: Path, form: str):
+    folder = tmp_path / "layers.1"
+    result = run("convert", saved, folder, "--format", form)
+    assert result.code == 0
+    assert "Wrote TopKSAE (64 latents at resid_post.1)" in result.out
+    x = torch.randn(20, 192, generator=torch.Generator().manual_seed(0)) * 3
+    again, before = AutoSAE.from_pretrained(folder), AutoSAE.from_pretrained(saved)
+    assert again.config.hook_in == "resid_post.1"
+    with torch.no_grad():
+        torch.testing.assert_close(again(x).reconstruction, before(x).reconstruction, atol=1e-4, rtol=1e-5)
+    assert run("convert", saved, folder, "--format", form).code == 2
+    assert run("convert", saved, folder, "--format", form, "--overwrite", "--json").json["format"] == form
+
+
+def test_convert_refuses_what_a_format_cannot_say(run: Any, tmp_path: Path):
+    from hf_sae import TopKConfig
+
+    TopKSAE(TopKConfig(d_in=8, d_sae=16, k=2, hook_in="resid_post.0", input_norm="layer_norm")).save_pretrained(
+        tmp_path / "a"
+    )
+    result = run("convert", tmp_path / "a", tmp_path / "b", "--format", "sparsify")
+    assert result.code == 2
+    assert "layer_norm" in result.err
+    assert not (tmp_path / "b").exists()
+    assert "saelens, sparsify" in run("convert", tmp_path / "a", tmp_path / "b", "--format", "safelens").err
 
 
 def test_hooks_lists_places_with_widths_and_paths(run: Any):

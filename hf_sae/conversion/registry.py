@@ -135,7 +135,7 @@ def load_foreign(
     config, state = read(files, form)
     given = {key: kwargs.pop(key) for key in _fields(config) if key in kwargs}
     if given:
-        config = type(config)(**{**{key: getattr(config, key) for key in _fields(config)}, **given})
+        config = config.replace(**given)
     model_class: type[SAE] = registered()[config.model_type][1]
     config._name_or_path = f"{name}/{subfolder}" if subfolder else name
     return model_class.from_pretrained(None, config=config, state_dict=state, **kwargs)

@@ -1,7 +1,8 @@
 """Evaluation of sparse autoencoders and transcoders."""
 
+from .check import CheckReport, Measured, check
 from .core import evaluate
 from .report import EvalReport, Metric
 
 
-__all__ = ["EvalReport", "Metric", "evaluate"]
+__all__ = ["CheckReport", "EvalReport", "Measured", "Metric", "check", "evaluate"]

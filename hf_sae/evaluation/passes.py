@@ -77,6 +77,33 @@ def first_pass(
     return sample
 
 
+def gather(
+    source: Iterable[EvalBatch], host: nn.Module, points: list[str], n_tokens: int, progress: bool
+) -> dict[str, Tensor]:
+    """Activations `[tokens, width]` of some places on the same `n_tokens` kept tokens, on the CPU.
+
+    Raises:
+        DataError: if no token is kept.
+    """
+    kept: dict[str, list[Tensor]] = {point: [] for point in points}
+    count = 0
+    with tqdm(total=n_tokens, desc="activations", unit="tok", disable=not progress) as bar:
+        for drawn in source:
+            batch = trim(drawn, n_tokens - count)
+            activations = read(host, points, **_on_device(host, batch.inputs))
+            batch = place_positions(batch, activations[points[0]].shape[:-1])
+            for point in points:
+                values = activations[point]
+                kept[point].append(values[batch.keep_known.to(values.device)].float().cpu())
+            count += int(batch.keep_known.sum())
+            bar.update(min(count, n_tokens) - bar.n)
+            if count >= n_tokens:
+                break
+    if not count:
+        raise DataError("the dataset gave no token: it is empty, or positions= leaves nothing in.")
+    return {point: torch.cat(parts) for point, parts in kept.items()}
+
+
 def second_pass(sample: Sample, host: nn.Module, trials: list[Trial], language: bool, progress: bool) -> None:
     """Reconstruct every kept token and, in a language model, replace it and compare the losses.
 

@@ -1,5 +1,6 @@
 """The configuration that every sparse autoencoder and transcoder shares."""
 
+import copy
 import difflib
 import functools
 import math
@@ -125,6 +126,15 @@ class SAEConfig(PreTrainedConfig):
         if self.d_out is None:
             self.d_out = self.d_in
         super().__post_init__(**kwargs)
+
+    def replace(self, **changes: Any) -> "SAEConfig":
+        """A copy with other values, validated as a whole.
+
+        Raises:
+            ConfigError: if the values contradict each other.
+        """
+        copied = {name: copy.deepcopy(getattr(self, name)) for name in _own_fields(self)}
+        return type(self)(**{**copied, **changes})
 
     @property
     def is_transcoder(self) -> bool:
