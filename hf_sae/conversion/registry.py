@@ -9,7 +9,18 @@ from typing import Any
 
 from ..errors import ConversionError
 from ..models import SAE, SAEConfig, registered
-from . import deepseek, gemma_scope, gemma_scope_2, goodfire, llama_scope, llama_scope_r1, openai, qwen_scope
+from . import (
+    circuit_tracer,
+    deepseek,
+    gemma_scope,
+    gemma_scope_2,
+    goodfire,
+    llama_scope,
+    llama_scope_r1,
+    openai,
+    pchlenski,
+    qwen_scope,
+)
 from .draft import Pair
 from .files import Files, open_files
 
@@ -25,6 +36,8 @@ FORMATS: tuple[ModuleType, ...] = (
     goodfire,
     deepseek,
     openai,
+    circuit_tracer,
+    pchlenski,
 )
 HUB_KEYS = ("token", "cache_dir", "local_files_only", "force_download")
 _SHOWN = 12
