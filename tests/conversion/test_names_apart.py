@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from hf_sae.conversion import FORMATS, Files
@@ -48,3 +50,10 @@ def test_exactly_one_format_takes_it(expected, repo, place, names):
 
 def test_names_of_formats_are_their_own():
     assert len({module.NAME for module in FORMATS}) == len(FORMATS)
+
+
+def test_every_format_has_a_row_in_the_table():
+    page = (Path(__file__).parents[2] / "docs/checkpoints.md").read_text(encoding="utf-8")
+    rows = [line for line in page.splitlines() if line.startswith("| ")]
+    missing = [module.NAME for module in FORMATS if not any(row.startswith(f"| `{module.NAME}`") for row in rows)]
+    assert missing == []
