@@ -2,6 +2,7 @@
 
 from .files import Files, open_files
 from .registry import FORMATS, identify, load_foreign, members, read
+from .writing import WRITERS, write
 
 
-__all__ = ["FORMATS", "Files", "identify", "load_foreign", "members", "open_files", "read"]
+__all__ = ["FORMATS", "WRITERS", "Files", "identify", "load_foreign", "members", "open_files", "read", "write"]

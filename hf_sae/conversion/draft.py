@@ -169,6 +169,25 @@ class Draft:
         self.b_enc = self.b_enc.float() - self.encoder.float() @ bias.float()
         self.transforms.append("the bias that was subtracted from the input moved into the encoder's bias")
 
+    def center(self) -> None:
+        """It was trained on a host whose writing weights are centred: the mean of each token over dimensions is gone.
+
+        Raises:
+            ConversionError: if that cannot be told apart from another norm of the input.
+        """
+        if self.is_transcoder:
+            self.fields["center_target"] = True
+            self.transforms.append("compared with what its host writes minus the mean over dimensions")
+        point, kind = str(self.fields.get("hook_in")), self.fields.get("input_norm", "none")
+        if kind in ("layer_norm", "unit_ln") or not point.startswith(("resid", "mlp_out", "attn_out", "embed")):
+            return  # centred already, or not written by centred weights
+        if kind == "scalar":
+            self.unscale()
+        elif kind != "none":
+            raise ConversionError(f"centred activations under input_norm={kind!r} cannot be expressed.")
+        self.fields["input_norm"] = "center"
+        self.transforms.append("the mean of each token over dimensions, which its host had removed, is put aside")
+
     @classmethod
     def of(cls, sae: SAE) -> Draft:
         """A draft of one of our models, from which a format is written.

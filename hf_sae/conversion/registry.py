@@ -12,6 +12,7 @@ from ..models import SAE, SAEConfig, registered
 from . import (
     circuit_tracer,
     deepseek,
+    dictionary_learning,
     gemma_scope,
     gemma_scope_2,
     goodfire,
@@ -20,14 +21,20 @@ from . import (
     openai,
     pchlenski,
     qwen_scope,
+    saelens,
+    sparsify,
 )
 from .draft import Pair
 from .files import Files, open_files
+from .names import locate, resolve
 
 
 # in the order in which they are asked; a format is a module with NAME, `matches(files)`, `read(files)` and, where a peer
 # can read it back, `write(sae, path)`
 FORMATS: tuple[ModuleType, ...] = (
+    saelens,
+    sparsify,
+    dictionary_learning,
     gemma_scope,
     gemma_scope_2,
     llama_scope,
@@ -115,7 +122,7 @@ def load_foreign(
     """One of our models from a published checkpoint of another library.
 
     Args:
-        name (`str`): folder, repo id, or a peer's name with a prefix.
+        name (`str`): folder, repo id, or a name with a prefix (`hf_sae.conversion.names`).
         subfolder (`str`): folder or file inside, with or without its extension.
         revision (`str`, *optional*): branch, tag or commit.
         kwargs: fields of the config to set by hand (such as `hook_in`), and what `from_pretrained` takes.
@@ -125,10 +132,11 @@ def load_foreign(
         OSError: if the repo does not exist, is gated, or cannot be reached.
     """
     hub = {key: kwargs.pop(key) for key in HUB_KEYS if key in kwargs}
-    files = open_files(name, subfolder, revision, **hub)
+    repo, place, form = resolve(name, subfolder)
+    files = locate(open_files(repo, place, revision, **hub))
     known = {key for config_class, _ in registered().values() for key in _fields(config_class)}
     files.given = {key: value for key, value in kwargs.items() if key in known}
-    config, state = read(files)
+    config, state = read(files, form)
     given = {key: kwargs.pop(key) for key in _fields(config) if key in kwargs}
     if given:
         config = type(config)(**{**{key: getattr(config, key) for key in _fields(config)}, **given})

@@ -6,6 +6,7 @@ The only file that touches transformers' private auto modules.
 from __future__ import annotations
 
 from collections import OrderedDict
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, AutoModel
@@ -48,12 +49,17 @@ class AutoSAE(_BaseAutoModelClass):
             CheckpointError: for files that are missing, damaged or of another kind of model.
             ConfigError: for an unknown or invalid config key.
         """
+        name = str(pretrained_model_name_or_path)
+        if (
+            ":" in name and not Path(name).exists()
+        ):  # 'saelens:release/id' is no repo id: transformers need not be asked
+            return _foreign(name, None, kwargs)
         try:
             return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
         except (CheckpointError, ConfigError):
             raise
         except (OSError, ValueError, KeyError) as error:
-            return _foreign(str(pretrained_model_name_or_path), error, kwargs)
+            return _foreign(name, error, kwargs)
 
 
 class AutoTranscoder(AutoSAE):
@@ -72,9 +78,9 @@ class AutoTranscoder(AutoSAE):
         return loaded
 
 
-def _foreign(name: str, error: Exception, kwargs: dict[str, Any]) -> Any:
+def _foreign(name: str, error: Exception | None, kwargs: dict[str, Any]) -> Any:
     """The checkpoint of another library behind a name that is none of ours."""
-    why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    why = str(error).strip().splitlines()[0] if str(error or "").strip() else "it has the name of another library's."
     ours = f"{name!r} is not a checkpoint of hf_sae: {why} Known model types: {', '.join(sorted(registered()))}."
     try:
         from hf_sae.conversion import load_foreign
