@@ -179,7 +179,7 @@ def open_files(name: str, place: str = "", revision: str | None = None, **hub_kw
         OSError: if the repo does not exist, is gated, or cannot be reached and is not in the cache.
     """
     if Path(name).is_dir():
-        return Files(name, _listing(Path(name)), place, Path(name))
+        return Files(name, _listing(Path(name)), place, Path(name), hub_kwargs=hub_kwargs)
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
@@ -198,7 +198,7 @@ def open_files(name: str, place: str = "", revision: str | None = None, **hub_kw
         folder = Path(snapshot_download(name, revision=revision, local_files_only=True, **cached))
     except LocalEntryNotFoundError as error:
         raise OSError(str(error)) from error
-    return Files(name, _listing(folder), place, folder, folder.name)
+    return Files(name, _listing(folder), place, folder, folder.name, hub_kwargs)
 
 
 def _listing(folder: Path) -> list[str]:

@@ -38,8 +38,16 @@ _STORAGES = {
 class Inert:
     """An object of a class that is not loaded: its name and what was stored in it, nothing else."""
 
+    state: dict[str, Any]
+
+    def __new__(cls, *_args: Any, **_kwargs: Any) -> Inert:
+        """Here and not in `__init__`, which pickles do not call."""
+        made = super().__new__(cls)
+        made.state = {}
+        return made
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self.state: dict[str, Any] = {}
+        """Takes what the class would have taken."""
 
     def __setstate__(self, state: Any) -> None:
         # objects with slots store (state, slots)

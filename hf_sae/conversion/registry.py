@@ -10,6 +10,7 @@ from typing import Any
 from ..errors import ConversionError
 from ..models import SAE, SAEConfig, registered
 from . import (
+    circuit_tracer,
     deepseek,
     dictionary_learning,
     gemma_scope,
@@ -18,6 +19,7 @@ from . import (
     llama_scope,
     llama_scope_r1,
     openai,
+    pchlenski,
     qwen_scope,
     saelens,
     sparsify,
@@ -41,6 +43,8 @@ FORMATS: tuple[ModuleType, ...] = (
     goodfire,
     deepseek,
     openai,
+    circuit_tracer,
+    pchlenski,
 )
 HUB_KEYS = ("token", "cache_dir", "local_files_only", "force_download")
 _SHOWN = 12
