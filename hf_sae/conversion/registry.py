@@ -15,6 +15,7 @@ from . import (
     gemma_scope,
     gemma_scope_2,
     goodfire,
+    hook_z,
     llama_scope,
     llama_scope_r1,
     openai,
@@ -41,6 +42,7 @@ FORMATS: tuple[ModuleType, ...] = (
     goodfire,
     deepseek,
     openai,
+    hook_z,
 )
 HUB_KEYS = ("token", "cache_dir", "local_files_only", "force_download")
 _SHOWN = 12
@@ -134,6 +136,7 @@ def load_foreign(
     files.given = {key: value for key, value in kwargs.items() if key in known}
     config, state = read(files, form)
     given = {key: kwargs.pop(key) for key in _fields(config) if key in kwargs}
+    given = {key: value for key, value in given.items() if key in files.given}  # a format takes out what it has used
     if given:
         config = type(config)(**{**{key: getattr(config, key) for key in _fields(config)}, **given})
     model_class: type[SAE] = registered()[config.model_type][1]
