@@ -178,15 +178,24 @@ class Draft:
         if self.is_transcoder:
             self.fields["center_target"] = True
             self.transforms.append("compared with what its host writes minus the mean over dimensions")
-        point, kind = str(self.fields.get("hook_in")), self.fields.get("input_norm", "none")
+        point, kind = str(self.fields.get("hook_in")).rpartition(":")[2], self.fields.get("input_norm", "none")
         if kind in ("layer_norm", "unit_ln") or not point.startswith(("resid", "mlp_out", "attn_out", "embed")):
             return  # centred already, or not written by centred weights
         if kind == "scalar":
             self.unscale()
-        elif kind != "none":
+        elif kind not in ("none", "unit_rms"):
             raise ConversionError(f"centred activations under input_norm={kind!r} cannot be expressed.")
-        self.fields["input_norm"] = "center"
+        # what is left of a token without its mean, over its root mean square, is LayerNorm without gain and bias
+        self.fields["input_norm"] = "unit_ln" if kind == "unit_rms" else "center"
         self.transforms.append("the mean of each token over dimensions, which its host had removed, is put aside")
+
+    def fold_centering(self) -> None:
+        """`input_norm="center"` of a transcoder, whose output is not undone, in the weights that read."""
+        self.encoder = self.encoder.float() - self.encoder.float().mean(-1, keepdim=True)
+        if self.skip is not None:
+            self.skip = self.skip.float() - self.skip.float().mean(-1, keepdim=True)
+        self.fields["input_norm"] = "none"
+        self.transforms.append("the mean that was taken from the input taken from the weights that read it")
 
     @classmethod
     def of(cls, sae: SAE) -> Draft:

@@ -19,6 +19,8 @@ from .files import Files
 
 Rule = Callable[[re.Match[str]], tuple[str, str]]
 CANONICAL_L0 = 100  # of several sparsities Gemma Scope calls the one nearest to this canonical
+# two of its 429 lie between two that are equally near: here the registry takes the sparser one, elsewhere the denser
+_SPARSER = ("gemma-scope-9b-pt-att", "layer_23/width_131k/")
 _KINDS = {"res": "resid_post", "att": "attn_out", "mlp": "mlp_out", "transcoders": "transcoder"}
 _MATRYOSHKA = {"2-2b": "w-32k-l0-40", "2-9b": "w-32k-l0-60", "3-1b": "w-32k-l0-40"}
 _QWEN = {"base": "Base", "w": "W", "a3b": "A3B"}
@@ -35,12 +37,13 @@ def _snap(m: re.Match[str]) -> tuple[str, str]:
 
 
 def _bench(m: re.Match[str]) -> tuple[str, str]:
-    return f"canrager/saebench_gemma-2-2b_{m[2]}", f"gemma-2-2b_{m[1]}_{m[2]}/resid_post_layer_{m[3]}/trainer_{m[4]}"
+    folder = f"resid_post_layer_{m[3]}" + ("_checkpoints" if "_step_" in m[4] else "")
+    return f"canrager/saebench_gemma-2-2b_{m[2]}", f"gemma-2-2b_{m[1]}_{m[2]}/{folder}/trainer_{m[4]}"
 
 
 def _qwen(m: re.Match[str]) -> tuple[str, str]:
     parts = [_QWEN.get(part, part.upper() if part[-1] == "b" else part) for part in m[1].split("-")]
-    return f"Qwen/SAE-Res-Qwen{'-'.join(parts)}-W{m[2]}K-L0_{m[3]}", m[4]
+    return f"Qwen/SAE-Res-Qwen{'-'.join(parts)}-W{m[2]}K-L0_{m[3]}", f"{m[4]}.sae.pt"
 
 
 def _pythia(m: re.Match[str]) -> tuple[str, str]:
@@ -58,7 +61,11 @@ _RULES: tuple[tuple[str, Rule], ...] = (
     ),
     (
         r"gpt2-small-([a-z]+-[a-z]+)-v5-(32k|128k)/blocks\.(\d+)\.\w+",
-        lambda m: (f"jbloom/GPT2-Small-OAI-v5-{m[2]}-{m[1]}-SAEs", f"v5_{m[2]}_layer_{m[3]}*"),
+        # in one of these repos the folders end in .pt
+        lambda m: (
+            f"jbloom/GPT2-Small-OAI-v5-{m[2]}-{m[1]}-SAEs",
+            f"v5_{m[2]}_layer_{m[3]}" + (".pt" if (m[1], m[2]) == ("resid-post", "32k") else ""),
+        ),
     ),
     (
         r"gpt2-small-(res_\w+-ajt)/blocks\.(\d+)\.hook_resid_pre",
@@ -81,10 +88,10 @@ _RULES: tuple[tuple[str, Rule], ...] = (
         ),
     ),
     (
-        r"llama_scope_r1_distill/l(\d+)r_(\d+m)_(slimpajama|openr1_math)",
+        r"llama_scope_r1_distill/l(\d+)r_(?:(\d+m)_slimpajama)?_?(?:(\d+m)_openr1_math)?",
         lambda m: (
             "fnlp/Llama-Scope-R1-Distill",
-            f"{'800M-Slimpajama-0-' if m[3] == 'slimpajama' else '*Slimpajama-' + m[2].upper() + '-'}OpenR1-Math-220k/L{m[1]}R",
+            f"{(m[2] or '0').upper()}-Slimpajama-{(m[3] or '0').upper()}-OpenR1-Math-220k/L{m[1]}R",
         ),
     ),
     (
@@ -120,6 +127,8 @@ _RULES: tuple[tuple[str, Rule], ...] = (
     ),
     (r"llama-3-8b-it-res-jh/(.+)", lambda m: ("Juliushanhanhan/llama-3-8b-it-res", m[1])),
 )
+# releases of which no format here is
+_UNREADABLE = re.compile(r"(?:(temporal)-sae|mntss)-[\w.-]+/.+")
 _CENTRED: dict[str, Any] = {"model_from_pretrained_kwargs": {"center_writing_weights": True}}
 _MLP_SCALES = (
     1.049317316132615,
@@ -135,11 +144,13 @@ _MLP_SCALES = (
     0.3619728926727644,
     0.2851548652550073,
 )
-# by repo, then by place; both patterns as in `fnmatch`
+# by repo, then by place (patterns as in `fnmatch`): `config_overrides` and `norm_scaling_factor` of the registry
 FACTS: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    # releases gpt2-small-res-jb, gpt2-small-res-jb-feature-splitting, gpt2-small-mlp-tm: trained on a processed GPT-2
     ("jbloom/GPT2-Small-SAEs-Reformatted", "*", _CENTRED),
     ("jbloom/GPT2-Small-Feature-Splitting-Experiment-Layer-8", "*", _CENTRED),
     ("tommmcgrath/gpt2-small-mlp-out-saes", "*", _CENTRED),
+    # release gpt2-small-mlp-tm: √768 / (mean norm of the activations), by layer
     *(
         (
             "tommmcgrath/gpt2-small-mlp-out-saes",
@@ -148,7 +159,9 @@ FACTS: tuple[tuple[str, str, dict[str, Any]], ...] = (
         )
         for layer, s in enumerate(_MLP_SCALES)
     ),
+    # release mistral-7b-res-wg
     ("JoshEngels/Mistral-7B-Residual-Stream-SAEs", "*", {"normalize_activations": "constant_norm_rescale"}),
+    # release gemma-2b-res-jb: the one layer of which it has the number
     (
         "jbloom/Gemma-2b-Residual-Stream-SAEs",
         "gemma_2b_blocks.12.hook_resid_post_16384",
@@ -184,6 +197,9 @@ def resolve(name: str, subfolder: str = "") -> tuple[str, str, str | None]:
         return rest, subfolder, form
     whole = f"{rest}/{subfolder}".rstrip("/")
     if form == "saelens":
+        if found := _UNREADABLE.fullmatch(whole):
+            kind = "temporal autoencoder, which reads sequences" if found[1] else "cross-layer transcoder"
+            raise ConversionError(f"{name!r} is a {kind}: no model here is one.")
         for pattern, rule in _RULES:
             if found := re.fullmatch(pattern, whole):
                 return *rule(found), None
@@ -224,8 +240,8 @@ def _nearest(files: Files, folder: str) -> str:
     }
     if not found:
         raise ConversionError(f"{files.name!r} has no {folder}average_l0_…, of which one would be canonical.")
-    # of two at the same distance the denser one
-    return f"{folder}average_l0_{min(found, key=lambda l0: (abs(l0 - CANONICAL_L0), -l0))}"
+    sign = 1 if (files.source.rpartition("/")[2], folder) == _SPARSER else -1
+    return f"{folder}average_l0_{min(found, key=lambda l0: (abs(l0 - CANONICAL_L0), sign * l0))}"
 
 
 def facts_about(files: Files) -> dict[str, Any]:
@@ -245,3 +261,8 @@ def hub_name(model: str | None) -> str | None:
         if found := re.fullmatch(pattern, model):
             return found.expand(name)
     return model
+
+
+def lens_name(model: str | None) -> str | None:
+    """The name that TransformerLens knows a host by: its Hub id, but for GPT-2, which is older than organisations."""
+    return model.removeprefix("openai-community/") if model else model

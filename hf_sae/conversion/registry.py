@@ -16,6 +16,7 @@ from . import (
     gemma_scope,
     gemma_scope_2,
     goodfire,
+    hook_z,
     llama_scope,
     llama_scope_r1,
     openai,
@@ -45,6 +46,7 @@ FORMATS: tuple[ModuleType, ...] = (
     openai,
     circuit_tracer,
     pchlenski,
+    hook_z,
 )
 HUB_KEYS = ("token", "cache_dir", "local_files_only", "force_download")
 _SHOWN = 12
@@ -138,6 +140,7 @@ def load_foreign(
     files.given = {key: value for key, value in kwargs.items() if key in known}
     config, state = read(files, form)
     given = {key: kwargs.pop(key) for key in _fields(config) if key in kwargs}
+    given = {key: value for key, value in given.items() if key in files.given}  # a format takes out what it has used
     if given:
         config = config.replace(**given)
     model_class: type[SAE] = registered()[config.model_type][1]
