@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from .calls import Call
 from .errors import HookPointError
 from .hosts import resolve
+from .hosts.fingerprints import warn_of_another_host
 from .hosts.hook_points import HookPoint, Site
 from .hosts.taps import Visit, after, tap, taps, track
 from .hosts.towers import Tower, host_device, towers_of, unwrap
@@ -158,6 +159,7 @@ def splice(host: nn.Module, sae: Autoencoder, keep_error: bool = False) -> Gener
     Raises:
         HookPointError: if a place does not exist, has another width, or is written before it is read.
     """
+    warn_of_another_host(sae, host, stacklevel=4)  # 4: past contextlib
     hook_in, hook_out = _one_place(sae, "hook_in"), sae.config.hook_out
     hook_out = hook_in if hook_out is None else _one_place(sae, "hook_out")
     source, target = resolve(host, hook_in), resolve(host, hook_out)

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from ..access import no_answer
 from ..errors import ConversionError
 
 
@@ -181,7 +182,7 @@ def open_files(name: str, place: str = "", revision: str | None = None, **hub_kw
     if Path(name).is_dir():
         return Files(name, _listing(Path(name)), place, Path(name), hub_kwargs=hub_kwargs)
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     token, local = hub_kwargs.get("token"), hub_kwargs.get("local_files_only", False)
     if not local:
@@ -189,7 +190,9 @@ def open_files(name: str, place: str = "", revision: str | None = None, **hub_kw
             info = HfApi(token=token).model_info(name, revision=revision)
         except HFValidationError as error:
             raise ConversionError(f"{name!r} is neither a folder here nor an id on the Hub ('user/repo').") from error
-        except (OfflineModeIsEnabled, ConnectionError, TimeoutError):
+        except HfHubHTTPError:
+            raise  # the Hub answered: gated, missing, private
+        except no_answer():
             local = True
         else:
             return Files(name, [s.rfilename for s in info.siblings or []], place, None, info.sha, hub_kwargs)
@@ -197,7 +200,7 @@ def open_files(name: str, place: str = "", revision: str | None = None, **hub_kw
         cached = {key: hub_kwargs[key] for key in ("cache_dir",) if key in hub_kwargs}
         folder = Path(snapshot_download(name, revision=revision, local_files_only=True, **cached))
     except LocalEntryNotFoundError as error:
-        raise OSError(str(error)) from error
+        raise OSError(f"{name!r} is not in the cache and the Hub cannot be reached.") from error
     return Files(name, _listing(folder), place, folder, folder.name, hub_kwargs)
 
 

@@ -7,6 +7,7 @@ from pathlib import PurePosixPath
 from types import ModuleType
 from typing import Any
 
+from ..access import explained
 from ..errors import ConversionError
 from ..models import SAE, SAEConfig, registered
 from . import (
@@ -135,10 +136,12 @@ def load_foreign(
     """
     hub = {key: kwargs.pop(key) for key in HUB_KEYS if key in kwargs}
     repo, place, form = resolve(name, subfolder)
-    files = locate(open_files(repo, place, revision, **hub))
+    with explained(repo):
+        files = locate(open_files(repo, place, revision, **hub))
     known = {key for config_class, _ in registered().values() for key in _fields(config_class)}
     files.given = {key: value for key, value in kwargs.items() if key in known}
-    config, state = read(files, form)
+    with explained(repo):
+        config, state = read(files, form)
     given = {key: kwargs.pop(key) for key in _fields(config) if key in kwargs}
     given = {key: value for key, value in given.items() if key in files.given}  # a format takes out what it has used
     if given:

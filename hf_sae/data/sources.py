@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..access import no_answer
 from ..errors import DataError
 
 
@@ -253,12 +254,13 @@ def _file_builder(path: Path) -> str:
 def revision_of(path: str) -> str | None:
     """The commit a Hub dataset stands at now, or `None` for local data and where the Hub does not say."""
     from huggingface_hub import HfApi
+    from huggingface_hub.errors import HFValidationError
 
     if _is_path(path):
         return None
     try:
         return HfApi().dataset_info(path, timeout=10).sha
-    except Exception:  # the transport's own exceptions change with huggingface_hub; the load reports what is wrong
+    except (HFValidationError, *no_answer()):  # the load that follows reports what is wrong
         return None
 
 

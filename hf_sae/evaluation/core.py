@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
 from ..errors import DataError
-from ..hosts import compare_fingerprints, fingerprint, unwrap
+from ..hosts import fingerprint, unwrap
+from ..hosts.fingerprints import warn_of_another_host
 from ..models.modeling_sae import SAE
 from .bootstrap import DocumentSums
 from .controls import Moments, low_rank, random_dictionary
@@ -78,8 +78,8 @@ def evaluate(
     saes = dict(sae) if isinstance(sae, Mapping) else {"sae": sae}
     trials = {name: Trial(model, *single_points(model), wants_controls=controls) for name, model in saes.items()}
     identity = fingerprint(host, tokenizer)
-    for name, model in saes.items():
-        _warn_of_another_host(name, model, identity)
+    for model in saes.values():
+        warn_of_another_host(model, host, tokenizer)
     context_length = context_length or _recorded(saes, "context_length", DEFAULT_CONTEXT)
     positions = positions if positions is not None else _recorded(saes, "positions", "all")
     options = {"batch_size": batch_size, "positions": positions, "column": column, "split": split, "seed": seed}
@@ -105,17 +105,6 @@ def _recorded(saes: Mapping[str, SAE], key: str, default: Any) -> Any:
     if any(value != found[0] for value in found):
         raise ValueError(f"these autoencoders were trained with different {key} ({found}): pass {key}=.")
     return found[0] if found else default
-
-
-def _warn_of_another_host(name: str, sae: SAE, identity: dict[str, Any]) -> None:
-    recorded = (sae.config.provenance or {}).get("host")
-    differences = compare_fingerprints(recorded, identity) if isinstance(recorded, dict) else []
-    if differences:
-        warnings.warn(
-            f"{name} was trained on another host than this one: {'; '.join(differences)}. "
-            "The numbers describe this pair, not the autoencoder.",
-            stacklevel=3,
-        )
 
 
 def _fit_controls(trial: Trial, given: Tensor | tuple[Tensor, Tensor] | None, seed: int) -> None:

@@ -11,6 +11,7 @@ import torch
 
 from ..errors import DataError, HookPointError
 from ..hooks import read
+from ..hosts.fingerprints import warn_of_another_host
 from ..shades import shade, text_on
 from ..terminal import WIDTH, Strip, columns, shorten, visible
 from .tokens import special_ids, token_texts
@@ -161,6 +162,7 @@ def top_features(
     """
     if k < 1:
         raise ValueError(f"k={k}: give the number of latents per token, at least 1.")
+    warn_of_another_host(sae, host, tokenizer)
     ids = _ids(tokenizer, host, text)
     hidden = hidden_at(host, sae, input_ids=ids, attention_mask=torch.ones_like(ids))[0]
     is_bos = [index == tokenizer.bos_token_id for index in ids[0].tolist()]

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+import warnings
+import weakref
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -11,6 +15,9 @@ from transformers import PreTrainedTokenizerBase
 
 from ..errors import HookPointError
 from .towers import towers_of, unwrap
+
+
+_warned: weakref.WeakKeyDictionary[Any, weakref.WeakSet[nn.Module]] = weakref.WeakKeyDictionary()
 
 
 _LABELS = {
@@ -62,6 +69,50 @@ def compare_fingerprints(expected: dict[str, Any], actual: dict[str, Any]) -> li
             was, now = (str(v)[:12] if key.endswith("sha256") else repr(v) for v in (value, actual[key]))
             differences.append(f"{label}: trained on {was}, this host has {now}")
     return differences
+
+
+def warn_of_another_host(sae: Any, host: nn.Module, tokenizer: Any = None, stacklevel: int = 3) -> None:
+    """Warns, once for each pair, where a host is not the one that an autoencoder was trained on.
+
+    What the autoencoder recorded of its host is compared; an imported one often knows a name only.
+
+    Args:
+        sae ([`SAE`]): its config says what it was trained on.
+        host (`nn.Module`): wrapped or not; one without a config is not known, and nothing is said.
+        tokenizer (*optional*): to compare vocabularies too.
+        stacklevel (`int`): whose line the warning names.
+    """
+    model = unwrap(host)
+    if (
+        not isinstance(sae, nn.Module)
+        or getattr(model, "config", None) is None
+        or model in _warned.setdefault(sae, weakref.WeakSet())
+    ):
+        return
+    config: Any = sae.config
+    recorded = (getattr(config, "provenance", None) or {}).get("host")
+    try:
+        found = compare_fingerprints(recorded, fingerprint(model, tokenizer)) if isinstance(recorded, dict) else []
+    except HookPointError:
+        return  # a host without blocks has no fingerprint
+    if not isinstance(recorded, dict):
+        found = _other_name(getattr(config, "base_model", None), getattr(model.config, "_name_or_path", None))
+    if found:
+        _warned[sae].add(model)
+        warnings.warn(
+            f"this autoencoder was trained on another host than this one: {'; '.join(found)}. What is seen describes "
+            "this pair, not the autoencoder.",
+            stacklevel=stacklevel,
+        )
+
+
+def _other_name(trained: Any, given: Any) -> list[str]:
+    """A sentence where both are ids on the Hub and end differently; owners change, and aliases leave them out."""
+    names = [str(name) for name in (trained, given) if name and re.fullmatch(r"[\w.-]+/[\w.-]+", str(name))]
+    if len(names) < 2 or any(Path(name).exists() for name in names):
+        return []
+    ends = {name.rpartition("/")[2].lower() for name in names}
+    return [f"trained on {names[0]}, this host is {names[1]}"] if len(ends) > 1 else []
 
 
 def _vocabulary_hash(tokenizer: PreTrainedTokenizerBase) -> str:

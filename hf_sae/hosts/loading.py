@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ..access import explained
+
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -27,9 +29,10 @@ def load_host(name: str, **kwargs: Any) -> tuple[PreTrainedModel, PreTrainedToke
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
     own = {key: kwargs[key] for key in ("revision", "token", "subfolder", "local_files_only") if key in kwargs}
-    config = AutoConfig.from_pretrained(name, **own)
-    causal = type(config) in AutoModelForCausalLM._model_mapping and not config.is_encoder_decoder
-    host = (AutoModelForCausalLM if causal else AutoModel).from_pretrained(name, **kwargs).eval()
+    with explained(name):
+        config = AutoConfig.from_pretrained(name, **own)
+        causal = type(config) in AutoModelForCausalLM._model_mapping and not config.is_encoder_decoder
+        host = (AutoModelForCausalLM if causal else AutoModel).from_pretrained(name, **kwargs).eval()
     if "device_map" not in kwargs and "quantization_config" not in kwargs and torch.cuda.is_available():
         host.to("cuda")
     try:

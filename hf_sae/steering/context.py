@@ -18,6 +18,7 @@ from torch import Tensor
 from ..errors import HookPointError
 from ..hooks import Call, edit
 from ..hosts import resolve
+from ..hosts.fingerprints import warn_of_another_host
 from .delta import BoundEdits
 from .edits import Edit, OfMax, OfNorm, Strength, ablate, add, as_edits, clamp, scale
 from .positions import Positions, Where
@@ -69,6 +70,8 @@ def steer(
     """
     pairs = _by_sae(sae, edits, rows)
     where = Where(host, positions, include_special, tokenizer)
+    for each, _ in pairs:
+        warn_of_another_host(each, host, tokenizer, stacklevel=4)  # 4: past contextlib
     steerings = [_Steering(host, each, plan, where) for each, plan in pairs]
     with ExitStack() as stack:
         for steering in steerings:

@@ -1,0 +1,81 @@
+"""What to do when a repo of the Hub cannot be read: a licence to accept, a network that is missing, a name that is wrong."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+@contextmanager
+def explained(name: str) -> Generator[None]:
+    """Within it, what huggingface_hub and transformers raise about access becomes an `OSError` that names the fix.
+
+    Args:
+        name (`str`): the repo.
+
+    Raises:
+        OSError: instead of an error about a gated, missing or unreachable repo; other errors pass as they are.
+    """
+    try:
+        yield
+    except OSError as error:
+        advice = _advice(name, error)
+        if advice is None:
+            raise
+        raise OSError(advice) from error
+
+
+def no_answer() -> tuple[Any, ...]:
+    """What can be raised where the Hub does not answer: the system's errors and those of huggingface_hub's HTTP client.
+
+    The client changed with huggingface_hub's versions; its base error is what `HfHubHTTPError` derives from first. That one
+    itself, an answer, is an `OSError` too: catch it before.
+    """
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return OSError, HfHubHTTPError.__mro__[1]
+
+
+def _advice(name: str, error: BaseException) -> str | None:
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    chain = list(_chain(error))
+    if any(isinstance(link, GatedRepoError) for link in chain):
+        return (
+            f"{name!r} has a licence that has to be accepted: do so at https://huggingface.co/{name} with your account, "
+            "then run `hf auth login`."
+        )
+    if any(isinstance(link, RevisionNotFoundError) for link in chain):
+        return f"{name!r} has no such revision: give a branch, tag or commit of it."
+    if any(isinstance(link, RepositoryNotFoundError) for link in chain):
+        return f"there is no repo {name!r}, or it is private: check the spelling, or run `hf auth login`."
+    _, transport = no_answer()
+    missing = (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError)
+    unreachable = any(
+        isinstance(link, missing) or (isinstance(link, transport) and not isinstance(link, HfHubHTTPError))
+        for link in chain
+    )
+    if not unreachable:
+        return None
+    offline = " HF_HUB_OFFLINE is set." if os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "TRUE", "ON") else ""
+    return (
+        f"{name!r} is not in the cache and the Hub cannot be reached.{offline} Run `hf download {name}` where there is a "
+        "network, or give a local folder."
+    )
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
