@@ -31,6 +31,13 @@ LAYOUTS = [
         "final_sparse_autoencoder_gpt2-small_blocks.8.ln2.hook_normalized_24576.pt",
         [""],
     ),
+    (
+        "saelens",
+        "jbloom/GPT2-Small-SAEs-Reformatted",
+        "blocks.8.hook_resid_pre",
+        ["cfg.json", "sae_weights.safetensors"],
+    ),
+    ("hook-z", "ckkissane/A", "gpt2-small_L5_Hcat_z_v9.pt", ["", "../gpt2-small_L5_Hcat_z_v9_cfg.json"]),
     (None, "user/ours", "layer_8", ["config.json", "model.safetensors"]),
 ]
 
