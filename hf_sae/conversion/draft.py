@@ -91,8 +91,8 @@ class Draft:
         Raises:
             ConversionError: if there are neither one nor `d_sae` of them.
         """
-        values = torch.as_tensor(threshold, dtype=torch.float32).reshape(-1)
-        if values.numel() not in (1, self.d_sae):
+        values = torch.as_tensor(threshold, dtype=torch.float32)
+        if values.ndim > 1 or values.numel() not in (1, self.d_sae):
             raise ConversionError(
                 f"{values.numel()} thresholds for {self.d_sae} latents: one or {self.d_sae} are needed."
             )

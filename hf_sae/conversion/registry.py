@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import Any
 
 from ..access import explained
-from ..errors import ConversionError
+from ..errors import CheckpointError, ConfigError, ConversionError
 from ..models import SAE, SAEConfig, registered
 from . import (
     circuit_tracer,
@@ -103,7 +103,15 @@ def read(files: Files, name: str | None = None) -> Pair:
         ConversionError: if the format is unknown or the files are damaged.
     """
     module = identify(files, name)
-    config, state = module.read(files)
+    try:
+        config, state = module.read(files)
+    except (CheckpointError, ConfigError):
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
+        # a config of another form than the format's can fail in any line that uses it
+        raise ConversionError(
+            f"{files.name!r} at {files.place!r} does not have the form of {module.NAME!r}: {type(error).__name__}: {error}."
+        ) from error
     origin = {
         "format": module.NAME,
         "source": files.source,

@@ -58,7 +58,8 @@ class AutoSAE(_BaseAutoModelClass):
             return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
         except (CheckpointError, ConfigError):
             raise
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            # transformers takes a config.json for a mapping of what it knows, and fails in many ways where it is not
             return _foreign(name, error, kwargs)
 
 
