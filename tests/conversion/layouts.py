@@ -46,9 +46,9 @@ def rms(x: Tensor, eps: float) -> Tensor:
 
 
 def close(actual: Tensor, expected: Tensor) -> None:
-    """Equal to a millionth of the largest entry, and not trivially: something is there."""
+    """Equal to a few millionths of the largest entry (float32 sums a thousand terms), and not trivially."""
     assert expected.abs().max() > 0
-    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-6 * float(expected.abs().max().clamp_min(1)))
+    torch.testing.assert_close(actual, expected, rtol=0, atol=3e-6 * float(expected.abs().max().clamp_min(1)))
 
 
 def check(sae: AutoSAE, x: Tensor, latents: Tensor, reconstruction: Tensor) -> None:
