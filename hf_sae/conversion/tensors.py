@@ -115,7 +115,8 @@ def _npz(path: Path) -> dict[str, Tensor]:
             for info in archive.infolist():
                 _check_npy(archive, info)
         with np.load(path, allow_pickle=False) as arrays:
-            return {key: torch.from_numpy(np.ascontiguousarray(arrays[key])) for key in arrays.files}
+            native = {key: arrays[key].astype(arrays[key].dtype.newbyteorder("="), copy=False) for key in arrays.files}
+            return {key: torch.from_numpy(np.ascontiguousarray(array)) for key, array in native.items()}
     except (zipfile.BadZipFile, OSError, EOFError, ValueError, TypeError, SyntaxError, OverflowError) as error:
         if isinstance(error, ConversionError):
             raise
