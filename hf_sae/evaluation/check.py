@@ -185,7 +185,7 @@ def _judge(rows: list[Measured], mine: Measured) -> tuple[bool, str]:
     if mine.score <= TIE * best.score:
         other = next((row for row in rows if row.score > TIE * mine.score), None)
         clear = (
-            "" if other is None else f" The next, {other.name!r}, scores {other.score / mine.score:.2g} times as high."
+            "" if other is None else f" The next, {other.name!r}, scores {other.score / mine.score:.3g} times as high."
         )
         return True, f"It is read right: no other reading fits better.{clear}"
     return False, (
