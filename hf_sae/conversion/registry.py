@@ -50,6 +50,7 @@ FORMATS: tuple[ModuleType, ...] = (
     hook_z,
 )
 HUB_KEYS = ("token", "cache_dir", "local_files_only", "force_download")
+OWN_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 _SHOWN = 12
 
 
@@ -70,7 +71,7 @@ def identify(files: Files, name: str | None = None) -> ModuleType:
         if module.matches(files):
             return module
     where = f"{files.name!r}" + (f" at {files.place!r}" if files.place else "")
-    found = members(files)
+    found = members(files) or members(files.at(""))
     hint = (
         f"It holds {_list(found)}: give one as subfolder=."
         if found
@@ -88,7 +89,13 @@ def members(files: Files) -> list[str]:
     inside = [place for place in places if not files.place or place.startswith(f"{files.place}/")]
     # formats that have to open a file to know it are not asked: this is a listing of thousands
     named = [module for module in FORMATS if not getattr(module, "OPENS_FILES", False)]
-    return sorted(place for place in inside if any(module.matches(files.at(place)) for module in named))
+    return sorted(
+        place for place in inside if _ours(files.at(place)) or any(m.matches(files.at(place)) for m in named)
+    )
+
+
+def _ours(files: Files) -> bool:
+    return any(files.find(name) for name in OWN_WEIGHTS) and files.find("config.json") is not None
 
 
 def _list(names: list[str]) -> str:
@@ -156,6 +163,7 @@ def load_foreign(
         config = config.replace(**given)
     model_class: type[SAE] = registered()[config.model_type][1]
     config._name_or_path = f"{name}/{subfolder}" if subfolder else name
+    config._commit_hash = files.commit
     return model_class.from_pretrained(None, config=config, state_dict=state, **kwargs)
 
 

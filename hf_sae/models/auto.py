@@ -16,6 +16,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from .configuration_sae import SAEConfig
 from .errors import CheckpointError, ConfigError
 from .modeling_sae import SAE
+from .pinning import hub_options, pin, split_name
 
 
 class AutoSAE(_BaseAutoModelClass):
@@ -43,19 +44,23 @@ class AutoSAE(_BaseAutoModelClass):
     def from_pretrained(cls, pretrained_model_name_or_path: str, *model_args: Any, **kwargs: Any) -> Any:
         """The model behind a folder or Hub id, in `eval()` mode; arguments as in transformers.
 
+        `user/repo:layer_8` is short for `subfolder="layer_8"`. A branch is resolved to a commit once, which is recorded as
+        `sae.config._commit_hash`.
+
         Checkpoints that other libraries published are read too (`hf_sae.conversion`): `subfolder` may then name a file.
 
         Raises:
             CheckpointError: for files that are missing, damaged or of another kind of model.
             ConfigError: for an unknown or invalid config key.
         """
-        name = str(pretrained_model_name_or_path)
-        if (
-            ":" in name and not Path(name).exists()
-        ):  # 'saelens:release/id' is no repo id: transformers need not be asked
+        name, subfolder = split_name(str(pretrained_model_name_or_path), str(kwargs.pop("subfolder", None) or ""))
+        kwargs |= {"subfolder": subfolder} if subfolder else {}
+        # 'saelens:release/id' is no repo id: transformers need not be asked
+        if ":" in name and not Path(name).exists():
             return _foreign(name, None, kwargs)
+        kwargs["revision"] = pin(name, subfolder, kwargs.get("revision"), **hub_options(kwargs)) or "main"
         try:
-            return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+            return super().from_pretrained(name, *model_args, **kwargs)
         except (CheckpointError, ConfigError):
             raise
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

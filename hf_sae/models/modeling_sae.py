@@ -24,6 +24,7 @@ from .checkpoint import FEATURE_STATS, atomic_folder, load_strictly, read_featur
 from .configuration_sae import SAEConfig
 from .errors import CheckpointError
 from .outputs import Pass, SAEOutput, TrainingState, total_variance
+from .pinning import hub_options, is_commit, pin, split_name
 from .sparse_code import SparseCode
 from .sparse_ops import decode as sparse_decode
 from .sparse_ops import decode_rows
@@ -273,12 +274,19 @@ class SAE(PreTrainedModel):
         want_info = kwargs.pop("output_loading_info", False)
         # config and tensors may be given instead of a name, as in transformers: a converted checkpoint is
         name = str(pretrained_model_name_or_path or kwargs["config"]._name_or_path)
+        if pretrained_model_name_or_path is not None:
+            name, subfolder = split_name(name, str(kwargs.get("subfolder") or ""))
+            pretrained_model_name_or_path = name
+            pinned = pin(name, subfolder, kwargs.get("revision"), **hub_options(kwargs)) or "main"
+            kwargs |= {"subfolder": subfolder, "revision": pinned}
         hub_keys = ("subfolder", "revision", "token", "cache_dir", "local_files_only", "force_download")
         hub_kwargs = {key: kwargs[key] for key in hub_keys if key in kwargs}
         load = super().from_pretrained
         model, info = load_strictly(load, name, pretrained_model_name_or_path, *model_args, **kwargs)
         if pretrained_model_name_or_path is not None:
             model.feature_stats = read_feature_stats(name, model.config.d_sae, hub_kwargs)
+            if is_commit(pinned) and not Path(name).exists():
+                model.config._commit_hash = pinned
         return (model, info) if want_info else model
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:

@@ -1,0 +1,101 @@
+"""One load, one commit: recorded, pinned, and found again without a network after another autoencoder moved the branch."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hf_sae.errors import CheckpointError
+from hf_sae.models import AutoSAE, TopKConfig, TopKSAE
+from hf_sae.models.pinning import split_name
+from tests.local_hub import LocalHub
+
+
+ROOT = Path(__file__).parents[2]
+CODE = """
+import json, sys
+from hf_sae import AutoSAE
+sae = AutoSAE.from_pretrained(sys.argv[1], **json.loads(sys.argv[2]))
+print(json.dumps({"commit": sae.config._commit_hash, "b": float(sae.b_dec[0])}))
+"""
+
+
+def load(environment: dict[str, str], name: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    command = [sys.executable, "-c", CODE, name, json.dumps(options)]
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=200, check=False)
+
+
+def save(folder: Path, value: float) -> None:
+    sae = TopKSAE(TopKConfig(d_in=4, d_sae=8, k=2, hook_in="resid_post.0"))
+    with torch.no_grad():
+        sae.decoder.bias.fill_(value)
+    sae.save_pretrained(folder)
+
+
+@pytest.fixture
+def hub() -> Iterator[LocalHub]:
+    with LocalHub() as running:
+        yield running
+
+
+def test_each_autoencoder_of_a_repo_is_found_offline_after_the_branch_moved(hub: LocalHub, tmp_path: Path):
+    save(tmp_path / "repo" / "a", 1)
+    save(tmp_path / "repo" / "b", 2)
+    first = hub.add("me/many", tmp_path / "repo")
+    environment = hub.environment(tmp_path / "home")
+    before = json.loads(load(environment, "me/many", subfolder="b").stdout)
+    assert before == {"commit": first, "b": 2}
+    save(tmp_path / "repo" / "a", 3)
+    second = hub.add("me/many", tmp_path / "repo")
+    assert json.loads(load(environment, "me/many:a").stdout) == {"commit": second, "b": 3}
+    offline = {**environment, "HF_HUB_OFFLINE": "1"}
+    assert json.loads(load(offline, "me/many", subfolder="a").stdout) == {"commit": second, "b": 3}
+    old = load(offline, "me/many", subfolder="b")
+    assert json.loads(old.stdout) == {"commit": first, "b": 2}, old.stderr
+    assert first[:8] in old.stderr, "reading an older commit is said"
+    never = load(offline, "me/many", subfolder="c")
+    assert never.returncode != 0
+    assert "not in the cache" in never.stderr
+
+
+def test_a_branch_or_commit_that_was_asked_for_is_never_replaced(hub: LocalHub, tmp_path: Path):
+    save(tmp_path / "repo" / "a", 1)
+    first = hub.add("me/many", tmp_path / "repo")
+    environment = hub.environment(tmp_path / "home")
+    assert load(environment, "me/many:a").returncode == 0
+    offline = {**environment, "HF_HUB_OFFLINE": "1"}
+    assert load(offline, "me/many:a", revision="other").returncode != 0
+    assert load(offline, "me/many:a", revision="0" * 40).returncode != 0
+    assert json.loads(load(offline, "me/many:a", revision=first).stdout)["commit"] == first
+
+
+def test_what_a_repo_holds_is_listed_where_something_else_was_asked_for(hub: LocalHub, tmp_path: Path):
+    save(tmp_path / "repo" / "layer_3", 1)
+    save(tmp_path / "repo" / "layer_7", 1)
+    hub.add("me/many", tmp_path / "repo")
+    environment = hub.environment(tmp_path / "home")
+    assert "'layer_3', 'layer_7'" in load(environment, "me/many", subfolder="layer_5").stderr
+    assert "no such revision" in load(environment, "me/many:layer_3", revision="gone").stderr
+    assert "no repo 'me/none'" in load(environment, "me/none").stderr
+
+
+def test_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    assert split_name("user/repo:layer_8/k32") == ("user/repo", "layer_8/k32")
+    assert split_name("saelens:release/id") == ("saelens:release/id", "")
+    assert split_name("gemma-scope:owner/repo/place") == ("gemma-scope:owner/repo/place", "")
+    with pytest.raises(CheckpointError, match="'user/repo' with subfolder='layer_8/k32'"):
+        AutoSAE.from_pretrained("user/repo/layer_8/k32")
+    with pytest.raises(CheckpointError, match="subfolder='layer_8'"):
+        TopKSAE.from_pretrained("user/repo/layer_8")
+    save(tmp_path / "user" / "repo" / "layer_8", 1)
+    monkeypatch.chdir(tmp_path)
+    assert AutoSAE.from_pretrained("user/repo/layer_8").config.k == 2, "a folder is a folder"
