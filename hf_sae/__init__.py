@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .evaluation import evaluate
     from .features import top_features
     from .hooks import HookPoint, capture, edit, read, splice
+    from .hub import load_saes
     from .models import (
         AutoSAE,
         AutoTranscoder,
@@ -47,6 +48,7 @@ _MODULES = {
     "default_host": "assets",
     "edit": "hooks",
     "evaluate": "evaluation",
+    "load_saes": "hub",
     "read": "hooks",
     "splice": "hooks",
     "steer": "steering",
@@ -72,6 +74,7 @@ __all__ = [
     "default_host",
     "edit",
     "evaluate",
+    "load_saes",
     "read",
     "splice",
     "steer",

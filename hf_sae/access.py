@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 
 @contextmanager
@@ -27,17 +26,6 @@ def explained(name: str) -> Generator[None]:
         raise OSError(advice) from error
 
 
-def no_answer() -> tuple[Any, ...]:
-    """What can be raised where the Hub does not answer: the system's errors and those of huggingface_hub's HTTP client.
-
-    The client changed with huggingface_hub's versions; its base error is what `HfHubHTTPError` derives from first. That one
-    itself, an answer, is an `OSError` too: catch it before.
-    """
-    from huggingface_hub.errors import HfHubHTTPError
-
-    return OSError, HfHubHTTPError.__mro__[1]
-
-
 def _advice(name: str, error: BaseException) -> str | None:
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -47,6 +35,8 @@ def _advice(name: str, error: BaseException) -> str | None:
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
+
+    from .models.pinning import no_answer
 
     chain = list(_chain(error))
     if any(isinstance(link, GatedRepoError) for link in chain):
@@ -59,6 +49,8 @@ def _advice(name: str, error: BaseException) -> str | None:
     if any(isinstance(link, RepositoryNotFoundError) for link in chain):
         return f"there is no repo {name!r}, or it is private: check the spelling, or run `hf auth login`."
     _, transport = no_answer()
+    if getattr(error, "response", None) is not None:
+        return None  # the Hub did answer
     missing = (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError)
     unreachable = any(
         isinstance(link, missing) or (isinstance(link, transport) and not isinstance(link, HfHubHTTPError))

@@ -36,6 +36,8 @@ app.command("steer")(steer.steer)
 app.command("hooks")(inspect.hooks)
 app.command("card")(publish.card)
 app.command("push")(publish.push)
+app.command("pull")(publish.pull)
+app.command("ls")(publish.ls)
 
 
 def _version(wanted: bool) -> None:

@@ -36,6 +36,7 @@ EXPECTED = {
     "evaluate",
     "top_features",
     "default_host",
+    "load_saes",
 }
 
 

@@ -1,4 +1,4 @@
-"""`hf-sae card` and `hf-sae push`."""
+"""`hf-sae card`, `push`, `pull` and `ls`: what is on the Hub, and how it gets there and back."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .console import Console, Json, fail
+from .console import Console, Json, Repo, Revision, Subfolder, aligned, fail
 
 
 if TYPE_CHECKING:
@@ -48,13 +48,16 @@ def push(
     revision: Annotated[str | None, typer.Option(help="Branch to commit to.")] = None,
     create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request.")] = False,
     message: Annotated[str | None, typer.Option(help="Title of the commit.")] = None,
+    collection: Annotated[
+        str | None, typer.Option(help="Title of a Hub collection of yours to list the repo in.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Upload a saved folder to the Hub, with its own card.
+    """Upload a saved autoencoder, or a folder with many, to the Hub in one commit, with its own card.
 
     Example: `hf-sae push ./sae user/gpt2-layer-8`
     """
-    from ..hub import push_folder
+    from ..hub import group, push_folder
     from ..hub.cards import README, is_generated
 
     console = Console(as_json)
@@ -70,9 +73,67 @@ def push(
         commit_message=message,
         ignore_patterns=["checkpoint-*"],
     )
+    if collection is not None:
+        console.show(group([repo_id], collection))
     console.show(url)
     where = f"{repo_id} --subfolder {subfolder}" if subfolder else repo_id
     console.finish({"url": url}, f"hf-sae info {where}")
+
+
+def pull(
+    repo_or_path: Repo,
+    output_dir: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to put it.")],
+    subfolder: Subfolder = "",
+    revision: Revision = None,
+    as_json: Json = False,
+) -> None:
+    """Download one autoencoder, at one commit, and save it in our format.
+
+    Example: `hf-sae pull user/gpt2-saes ./layer_8 --subfolder layer_8`
+    """
+    from ..models import AutoSAE
+
+    console = Console(as_json)
+    sae = AutoSAE.from_pretrained(repo_or_path, subfolder=subfolder, revision=revision)
+    commit = sae.config._commit_hash
+    sae.save_pretrained(output_dir)
+    console.show(f"Saved {output_dir}" + (f", from commit {commit}." if commit else "."))
+    console.finish({"output": str(output_dir), "commit": commit}, f"hf-sae info {output_dir}")
+
+
+def ls(
+    repo_or_path: Repo,
+    subfolder: Subfolder = "",
+    revision: Revision = None,
+    as_json: Json = False,
+) -> None:
+    """List the autoencoders of a repo or folder; none of them is downloaded.
+
+    Example: `hf-sae ls user/gpt2-saes`
+    """
+    from ..hub import load_saes
+
+    console = Console(as_json)
+    saes = load_saes(repo_or_path, revision, subfolder)
+    keys = {"hook_in": "place", "architecture": "kind", "d_sae": "latents"}
+    shown = [key for key in keys if any(key in entry for entry in saes.index.values())]
+    figures = [key for key in ("l0", "fvu", "delta_ce") if any(key in _figures(e) for e in saes.index.values())]
+    rows = [("folder", *(keys[key] for key in shown), *figures)]
+    for place, entry in saes.index.items():
+        facts = [str(entry.get(key, "")) for key in shown]
+        numbers = [f"{_figures(entry)[key]:.4g}" if key in _figures(entry) else "" for key in figures]
+        rows.append((place, *facts, *numbers))
+    console.show(aligned(rows, "".join(">" if key == "d_sae" else "<" for key in ("", *shown)) + ">" * len(figures)))
+    first = next(iter(saes))
+    listed = [{"place": place, **entry} for place, entry in saes.index.items()]
+    name = f"{repo_or_path} --subfolder {first}" if first != "." else repo_or_path
+    console.finish({"name": repo_or_path, "commit": saes.commit, "autoencoders": listed}, f"hf-sae info {name}")
+
+
+def _figures(entry: dict[str, Any]) -> dict[str, float]:
+    metrics = entry.get("metrics")
+    found = metrics if isinstance(metrics, dict) else {}
+    return {key: value for key, value in found.items() if isinstance(value, int | float)}
 
 
 def make_card(folder: Path, report: Path | None, repo_id: str | None, subfolder: str | None = None) -> Path:

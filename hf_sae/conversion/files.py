@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ..access import no_answer
 from ..errors import ConversionError
+from ..models.pinning import no_answer
 
 
 MAX_FILES = 200_000

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..access import no_answer
 from ..errors import DataError
+from ..models.pinning import no_answer
 
 
 if TYPE_CHECKING:

@@ -1,7 +1,8 @@
 """Model cards, and folders on the Hub."""
 
 from .cards import FeatureExample, render_card, save_card
-from .push import push_folder
+from .collections import SAECollection, load_saes
+from .push import group, push_folder
 
 
-__all__ = ["FeatureExample", "push_folder", "render_card", "save_card"]
+__all__ = ["FeatureExample", "SAECollection", "group", "load_saes", "push_folder", "render_card", "save_card"]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from ..models import SAE
 from ..models.checkpoint import atomic_folder
 from . import facts
-from .markdown import escape, strip, table
+from .markdown import code, escape, strip, table
 
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def render_card(
     place = repo_id or location or "."
     name = place.rstrip("/").rsplit("/", 1)[-1].strip(".") or facts.title(sae)
     shown = [_example(example) for example in examples or ()]
-    text = _template().render(
+    text = _template("card.md.jinja").render(
         header=_header(sae, report, name),
         generated=GENERATED,
         kept=KEPT,
@@ -127,13 +127,72 @@ def save_card(
 def is_generated(readme: str | Path) -> bool:
     """Whether a README may be written over: it does not exist, or was made here."""
     readme = Path(readme)
-    return not readme.exists() or GENERATED in readme.read_text(encoding="utf-8", errors="replace")
+    return not readme.exists() or is_generated_text(readme.read_text(encoding="utf-8", errors="replace"))
+
+
+def is_generated_text(text: str) -> bool:
+    """Whether a README's text was made here, or is empty."""
+    return not text.strip() or GENERATED in text
+
+
+def render_collection_card(repo_id: str, index: Mapping[str, Mapping[str, Any]], before: str = "") -> str:
+    """The README of a repo with many autoencoders: what they are, in a table, and how to load one.
+
+    Args:
+        repo_id (`str`): where it lives on the Hub.
+        index (`Mapping`): what is known of each, by its place (`hf_sae.hub.collections`).
+        before (`str`): the README so far, whose own text is kept.
+    """
+    from huggingface_hub import ModelCardData
+
+    from .collections import natural
+
+    places = sorted(index, key=natural)
+    models = {facts.hub_id(entry.get("base_model"), entry.get("base_revision")) for entry in index.values()}
+    bases = sorted(name for name in models if name)
+    extra: dict[str, Any] = {"base_model": bases, "base_model_relation": "adapter"} if bases else {}
+    kinds = sorted({escape(str(entry.get("architecture") or "")) for entry in index.values()} - {""})
+    tags = ["hf-sae", "sparse-autoencoder", *kinds, "mechanistic-interpretability", "interpretability"]
+    text = _template("collection.md.jinja").render(
+        header=ModelCardData(library_name="hf-sae", tags=tags, **extra).to_yaml().strip(),
+        generated=GENERATED,
+        kept=KEPT,
+        title=escape(repo_id.rsplit("/", 1)[-1]),
+        count=len(places),
+        hosts=[f"`{name}`" for name in bases],
+        repo=json.dumps(repo_id),
+        example=json.dumps(places[0]),
+        table=_overview(places, index),
+    )
+    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n\n" + _own_text(before).rstrip("\n") + "\n"
+
+
+def _overview(places: Sequence[str], index: Mapping[str, Mapping[str, Any]]) -> str:
+    rows = [["Folder", "Kind", "Place", "Latents", "k", "L0", "FVU", "ΔCE"]]
+    for place in places:
+        entry = index[place]
+        metrics = entry.get("metrics") or {}
+        where = str(entry.get("hook_in") or "")
+        if entry.get("hook_out") not in (None, entry.get("hook_in")):
+            where += f" → {entry['hook_out']}"
+        sizes = [
+            entry.get("d_sae"),
+            entry.get("k") or entry.get("target_l0"),
+            *map(metrics.get, ("l0", "fvu", "delta_ce")),
+        ]
+        numbers = [facts.number(value) if isinstance(value, int | float) else "" for value in sizes]
+        rows.append(
+            [code(place), escape(str(entry.get("architecture") or "")), code(where) if where else "", *numbers]
+        )
+    return table(rows, (False, False, False, *[True] * 5))
 
 
 def _kept(readme: Path) -> str:
-    if not readme.exists():
-        return ""
-    _, found, own = readme.read_text(encoding="utf-8", errors="replace").partition(KEPT)
+    return _own_text(readme.read_text(encoding="utf-8", errors="replace")) if readme.exists() else ""
+
+
+def _own_text(text: str) -> str:
+    _, found, own = text.partition(KEPT)
     return own.strip("\n") if found else ""
 
 
@@ -187,12 +246,12 @@ def _example(example: FeatureExample) -> dict[str, Any]:
     }
 
 
-@lru_cache(maxsize=1)
-def _template() -> Template:
+@lru_cache
+def _template(name: str) -> Template:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     # every value is escaped for Markdown before it gets here, which HTML's autoescape does not do
     environment = Environment(
         loader=PackageLoader("hf_sae.hub"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    return environment.get_template("card.md.jinja")
+    return environment.get_template(name)

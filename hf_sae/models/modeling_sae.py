@@ -31,6 +31,7 @@ from .sparse_ops import decode_rows
 
 
 Norm = tuple[Tensor, Tensor]
+PUSH_OPTIONS = ("private", "token", "revision", "create_pr", "commit_message")
 
 
 class Decoder(nn.Module):
@@ -294,29 +295,37 @@ class SAE(PreTrainedModel):
         if Path(save_directory).is_file():
             raise CheckpointError(f"{str(save_directory)!r} is a file: give a folder.")
         push, repo_id = kwargs.pop("push_to_hub", False), kwargs.pop("repo_id", Path(save_directory).name)
+        upload = {key: kwargs.pop(key) for key in PUSH_OPTIONS if key in kwargs}
         with atomic_folder(save_directory) as folder, without_progress_bars():
             super().save_pretrained(folder, *args, **kwargs)
             if self.feature_stats is not None:
                 save_file({k: v.contiguous().cpu() for k, v in self.feature_stats.items()}, folder / FEATURE_STATS)
         if push:
-            self.push_to_hub(repo_id)
+            self.push_to_hub(repo_id, **upload, **kwargs)
 
-    def push_to_hub(self, repo_id: str, *, subfolder: str | None = None, **kwargs: Any) -> str:
+    def push_to_hub(
+        self, repo_id: str, *, subfolder: str | None = None, report: Any = None, examples: Any = None, **kwargs: Any
+    ) -> str:
         """Uploads the model with a card of its own in one commit and returns the commit's address.
 
         Args:
             repo_id (`str`): `user/name`; created where it does not exist.
-            subfolder (`str`, *optional*): folder in the repo, for a repo with several SAEs.
-            kwargs: `private`, `token`, `revision`, `create_pr`, `commit_message` as in `hf_sae.hub.push_folder`.
+            subfolder (`str`, *optional*): folder in the repo, for a repo with several SAEs; its index is brought up to date.
+            report (`EvalReport`, *optional*): figures for the card, and `eval_results.json`.
+            examples (`list[FeatureExample]`, *optional*): features that the card shows.
+            kwargs: `private`, `token`, `revision`, `create_pr`, `commit_message` as in `hf_sae.hub.push_folder`; the rest, such
+                as `max_shard_size` and `variant`, is for `save_pretrained`.
 
         Raises:
+            CheckpointError: for a name that is no repo id, or a card that the Hub does not take.
             OSError: if the Hub refuses or cannot be reached.
         """
         try:
             from hf_sae.hub import push_folder, save_card
         except ImportError as error:  # this file also travels to the Hub as code, without the rest of the package
             raise CheckpointError("push_to_hub writes a model card: pip install hf-sae.") from error
+        upload = {key: kwargs.pop(key) for key in PUSH_OPTIONS if key in kwargs}
         with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder)
-            save_card(folder, self, repo_id=repo_id, subfolder=subfolder)
-            return push_folder(folder, repo_id, subfolder=subfolder, **kwargs)
+            self.save_pretrained(folder, **kwargs)
+            save_card(folder, self, report, None, examples, repo_id, subfolder=subfolder)
+            return push_folder(folder, repo_id, subfolder=subfolder, **upload)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, scan_cache_dir
-from huggingface_hub.errors import CacheNotFound, HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+from huggingface_hub.errors import CacheNotFound, HfHubHTTPError, HFValidationError
 from transformers.utils import logging
 
 from .errors import CheckpointError
@@ -64,11 +64,9 @@ def pin(
     if not local_files_only:
         try:
             return HfApi(token=token).model_info(name, revision=revision).sha
-        except OfflineModeIsEnabled:
-            pass
         except (HfHubHTTPError, HFValidationError):
             return revision  # the Hub answered, or need not be asked: whoever loads says what is wrong
-        except (OSError, HfHubHTTPError.__mro__[1]):  # the base of the errors of huggingface_hub's HTTP client
+        except no_answer():
             pass
     return _cached(name, subfolder, revision, cache_dir)
 
@@ -114,6 +112,15 @@ def _holds(files: list[str], subfolder: str) -> bool:
     if not prefix:
         inside = [f for f in files if "/" not in f]
     return any(f.endswith(_WEIGHTS) for f in inside)
+
+
+def no_answer() -> tuple[Any, ...]:
+    """What can be raised where the Hub does not answer: the system's errors and those of huggingface_hub's HTTP client.
+
+    The client changed with huggingface_hub's versions; its base error is what `HfHubHTTPError` derives from first. That one
+    itself, an answer, is an `OSError` too: catch it before.
+    """
+    return OSError, HfHubHTTPError.__mro__[1]
 
 
 def is_commit(revision: str | None) -> bool:

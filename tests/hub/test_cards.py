@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 import re
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -203,53 +202,6 @@ def test_a_card_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyte
     AutoSAE.from_pretrained(str(tmp_path))
 
 
-class FakeApi:
-    calls: list[tuple[str, dict[str, Any]]]
-
-    def __init__(self, token: str | None = None) -> None:
-        type(self).calls = [("token", {"token": token})]
-
-    def create_repo(self, repo_id: str, **options: Any) -> None:
-        self.calls.append(("create_repo", {"repo_id": repo_id, **options}))
-
-    def create_branch(self, repo_id: str, **options: Any) -> None:
-        self.calls.append(("create_branch", {"repo_id": repo_id, **options}))
-
-    def upload_folder(self, **options: Any) -> SimpleNamespace:
-        readme = (Path(options["folder_path"]) / README).read_text()
-        self.calls.append(("upload_folder", {**options, "readme": readme}))
-        return SimpleNamespace(commit_url="https://hub/commit/1", pr_url="https://hub/pr/1")
-
-
-@pytest.fixture
-def fake_api(monkeypatch: pytest.MonkeyPatch) -> type[FakeApi]:
-    monkeypatch.setattr("huggingface_hub.HfApi", FakeApi)
-    return FakeApi
-
-
-def test_push_creates_the_repo_first_and_uploads_our_card(tmp_path: Path, fake_api: type[FakeApi]):
-    sae = make_sae()
-    sae.save_pretrained(tmp_path)
-    save_card(tmp_path, sae)
-    url = push_folder(tmp_path, "user/name", subfolder="layer_1", private=True, token="hf_secret", revision="dev")
-    assert url == "https://hub/commit/1"
-    names = [name for name, _ in fake_api.calls]
-    assert names == ["token", "create_repo", "create_branch", "upload_folder"]
-    calls = dict(fake_api.calls)
-    assert calls["create_repo"] == {"repo_id": "user/name", "private": True, "exist_ok": True}
-    assert (calls["upload_folder"]["path_in_repo"], calls["upload_folder"]["revision"]) == ("layer_1", "dev")
-    assert calls["upload_folder"]["readme"] == (tmp_path / README).read_text()
-
-
-def test_push_says_nothing_of_the_token(tmp_path: Path, fake_api: type[FakeApi], caplog: Any, capfd: Any):
-    sae = make_sae()
-    sae.save_pretrained(tmp_path)
-    save_card(tmp_path, sae)
-    assert push_folder(tmp_path, "user/name", token="hf_secret", create_pr=True) == "https://hub/pr/1"
-    out, err = capfd.readouterr()
-    assert "hf_secret" not in caplog.text + out + err
-
-
-def test_push_refuses_a_folder_without_a_model(tmp_path: Path, fake_api: type[FakeApi]):
+def test_push_refuses_a_folder_without_a_model(tmp_path: Path):
     with pytest.raises(CheckpointError, match=r"no config\.json"):
         push_folder(tmp_path, "user/name")

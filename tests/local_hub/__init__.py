@@ -58,7 +58,10 @@ class LocalHub:
         self.repos: dict[str, Repo] = {}
         self.objects: dict[str, bytes] = {}
         self.requests: list[str] = []
+        self.collections: dict[str, dict[str, Any]] = {}
         self.broken: re.Pattern[str] | None = None  # requests that match are answered with 500
+        self.spared = 0  # so many of them are answered first
+        self.refuse_cards: str | None = None  # what the Hub says of every card's header
         handler = type("Handler", (Handler,), {"hub": self})
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
@@ -96,6 +99,10 @@ class LocalHub:
         repo = self.repos[f"{kind}/{repo_id}"]
         return repo.commits[str(repo.resolve(revision))]
 
+    def break_after(self, pattern: str, spared: int) -> None:
+        """Requests that match are answered with 500 once so many of them were served."""
+        self.broken, self.spared = re.compile(pattern), spared
+
     def downloads(self) -> list[str]:
         """Paths of the files that were fetched so far."""
         return [
@@ -131,7 +138,9 @@ class Handler(BaseHTTPRequestHandler):
         self.hub.requests.append(line)
         try:
             if self.hub.broken is not None and self.hub.broken.search(line):
-                raise Refused(500, "", "broken on purpose")
+                if not self.hub.spared:
+                    raise Refused(500, "", "broken on purpose")
+                self.hub.spared -= 1
             from tests.local_hub.routes import ROUTES
 
             for method, pattern, action in ROUTES:

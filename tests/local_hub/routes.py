@@ -55,6 +55,7 @@ def _validate(h: Handler) -> None:
         errors = [] if isinstance(data, dict) else [{"message": "the header is no mapping"}]
     except yaml.YAMLError as error:
         errors = [{"message": str(error)}]
+    errors += [{"message": h.hub.refuse_cards}] if h.hub.refuse_cards else []
     h.json({"errors": errors, "warnings": []}, 400 if errors else 200)
 
 
@@ -129,6 +130,71 @@ def _merge(h: Handler, kind: str, repo: str, number: str) -> None:
     known = h.repo(kind, repo, write=True)
     known.branches["main"] = known.branches[known.pulls[int(number)]]
     h.json({})
+
+
+def _discuss(h: Handler, kind: str, repo: str) -> None:
+    known = h.repo(kind, repo, write=True)
+    number = len(known.pulls) + 1
+    known.pulls[number] = f"refs/pr/{number}"
+    known.branches[f"refs/pr/{number}"] = known.branches["main"]
+    h.json({"title": json.loads(h.body)["title"], "num": number, "pullRequest": {"url": f"{h.hub.url}/{repo}"}})
+
+
+def _discussion(h: Handler, kind: str, repo: str, number: str) -> None:
+    h.repo(kind, repo)
+    facts = {"title": "t", "num": int(number), "status": "draft", "author": {"name": USER}, "createdAt": WHEN}
+    h.json(
+        {
+            **facts,
+            "isPullRequest": True,
+            "events": [],
+            "changes": {"base": "main"},
+            "filesWithConflicts": [],
+            "repo": {"name": repo, "type": kind.removesuffix("s")},
+        }
+    )
+
+
+def _status(h: Handler, kind: str, repo: str, number: str) -> None:
+    h.repo(kind, repo, write=True)
+    now = {"id": "1", "type": "status-change", "createdAt": WHEN, "author": {"name": USER}}
+    h.json({"newStatus": {**now, "data": {"status": json.loads(h.body)["status"]}}})
+
+
+def _collect(h: Handler) -> None:
+    if h.headers.get("Authorization") != f"Bearer {TOKEN}":
+        raise Refused(401, "", "Invalid credentials")
+    asked = json.loads(h.body)
+    slug = f"{asked['namespace']}/{re.sub(r'[^a-z0-9]+', '-', asked['title'].lower())}-{'0' * 24}"
+    known = slug in h.hub.collections
+    h.hub.collections.setdefault(slug, {"slug": slug, "title": asked["title"], "items": []})
+    h.json(_collection_facts(h, slug), 409 if known else 200)
+
+
+def _collection(h: Handler, slug: str) -> None:
+    if slug not in h.hub.collections:
+        raise Refused(404, "", "Collection not found")
+    h.json(_collection_facts(h, slug))
+
+
+def _collect_item(h: Handler, slug: str) -> None:
+    item, items = json.loads(h.body)["item"], h.hub.collections[slug]["items"]
+    known = any(one["id"] == item["id"] for one in items)
+    if not known:
+        items.append({"_id": str(len(items)), "position": len(items), **item})
+    h.json(_collection_facts(h, slug), 409 if known else 200)
+
+
+def _collection_facts(h: Handler, slug: str) -> dict[str, Any]:
+    fixed = {
+        "owner": {"name": USER},
+        "lastUpdated": WHEN,
+        "position": 0,
+        "private": False,
+        "theme": "blue",
+        "upvotes": 0,
+    }
+    return {**h.hub.collections[slug], **fixed}
 
 
 def _info(h: Handler, kind: str, repo: str, revision: str = "main") -> None:
@@ -230,6 +296,12 @@ ROUTES = (
     ("POST|DELETE", _API + r"/branch/(?P<branch>.+)", _branch),
     ("GET", _API + r"/refs", _refs),
     ("POST", _API + r"/discussions/(?P<number>\d+)/merge", _merge),
+    ("POST", _API + r"/discussions/(?P<number>\d+)/status", _status),
+    ("POST", _API + r"/discussions", _discuss),
+    ("GET", _API + r"/discussions/(?P<number>\d+)", _discussion),
+    ("POST", r"/api/collections", _collect),
+    ("GET", r"/api/collections/(?P<slug>[^/]+/[^/]+)", _collection),
+    ("POST", r"/api/collections/(?P<slug>[^/]+/[^/]+)/items?", _collect_item),
     ("GET", _API, _info),
     ("GET", _API + r"/revision/(?P<revision>.+)", _info),
     ("GET", _API + r"/tree/(?P<revision>refs/pr/\d+|[^/]+)(?:/(?P<folder>.+))?", _list),
