@@ -71,7 +71,6 @@ def push(
         revision=revision,
         create_pr=create_pr,
         commit_message=message,
-        ignore_patterns=["checkpoint-*"],
     )
     if collection is not None:
         console.show(group([repo_id], collection))

@@ -57,10 +57,15 @@ def train(
     save_steps: Annotated[int | None, Option(help="Steps between checkpoints.")] = None,
     save_total_limit: Annotated[int | None, Option(help="Keep the newest so many checkpoints.")] = None,
     seed: Annotated[int, Option(help="Of initialisation and data order.")] = 0,
-    resume_from_checkpoint: Annotated[str | None, Option(metavar="last|PATH", help="Go on from a checkpoint.")] = None,
+    resume_from_checkpoint: Annotated[
+        str | None, Option(metavar="last|hub|PATH", help="Go on from a checkpoint.")
+    ] = None,
     report_to: Annotated[str, Option(help="Tracker: none, trackio, tensorboard, wandb, …")] = "none",
     push_to_hub: Annotated[bool, Option(help="Upload checkpoints and the final model.")] = False,
     hub_model_id: Annotated[str | None, Option(help="user/name to upload to.")] = None,
+    hub_strategy: Annotated[
+        str, Option(help="Checkpoints to upload: checkpoint, all_checkpoints or end.")
+    ] = "checkpoint",
     bf16: Annotated[bool, Option(help="Encoder products in bfloat16.")] = False,
     eval_tokens: Annotated[int, Option(help="Tokens to measure the result on; 0 does not.")] = 32_768,
     eval_split: Annotated[str | None, Option(help="Split to measure on. Default: test of the default data.")] = None,
@@ -170,7 +175,7 @@ def conclude(options: Any, console: Console, sae: SAE, host: Any, tokenizer: Any
         console.show(report.to_table())
         payload["report"] = report.to_dict()
     if options.push_to_hub:
-        payload["url"] = push_folder(options.output_dir, options.hub_model_id, ignore_patterns=["checkpoint-*"])
+        payload["url"] = push_folder(options.output_dir, options.hub_model_id)
         console.say(f"Uploaded: {payload['url']}")
     console.finish(payload, f"hf-sae info {options.output_dir}")
 

@@ -33,7 +33,9 @@ class SAETrainingArguments:
         report_to (`str` or `list`): trackers of Accelerate: `"none"`, `"trackio"`, `"tensorboard"`, `"wandb"`, …
         run_name (`str`): the project's name there.
         push_to_hub (`bool`), hub_model_id (`str`), hub_token (`str`), hub_private_repo (`bool`): upload checkpoints as they
-            are made, and the final model.
+            are made, to the branch `checkpoints`, and the final model to `main`.
+        hub_strategy (`str`): which checkpoints go up: `"checkpoint"` the newest one, `"all_checkpoints"` every one, `"end"`
+            none.
         disable_tqdm (`bool`): no progress bar.
 
     Raises:
@@ -63,6 +65,7 @@ class SAETrainingArguments:
     hub_model_id: str | None = None
     hub_token: str | None = dataclasses.field(default=None, repr=False)
     hub_private_repo: bool | None = None
+    hub_strategy: str = "checkpoint"
     disable_tqdm: bool = False
 
     def __post_init__(self) -> None:
@@ -75,6 +78,8 @@ class SAETrainingArguments:
             self._require(name, 0 <= getattr(self, name) <= 1, "between 0 and 1")
         for name in ("adam_beta1", "adam_beta2"):
             self._require(name, 0 <= getattr(self, name) < 1, "at least 0 and below 1")
+        strategies = ("checkpoint", "all_checkpoints", "end")
+        self._require("hub_strategy", self.hub_strategy in strategies, f"one of {', '.join(strategies)}")
         self._require("hub_model_id", not self.push_to_hub or bool(self.hub_model_id), "given where push_to_hub=True")
 
     def _require(self, name: str, holds: bool, allowed: str) -> None:

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from ..activations import ActivationStream
 from ..errors import CheckpointError, ConfigError, DataError
 from ..models import SAE, TrainingState
-from . import checkpoint
+from . import checkpoint, remote
 from .arguments import SAETrainingArguments
 from .health import Health
 from .signals import StopSignals
@@ -69,7 +69,8 @@ class SAETrainer:
         """Runs to `total_tokens`, saves the final model to `output_dir`, returns the last figures.
 
         Args:
-            resume_from_checkpoint (`bool` or `str`, *optional*): a checkpoint folder, or `True` for the newest one.
+            resume_from_checkpoint (`bool` or `str`, *optional*): a checkpoint folder, `True` for the newest one of
+                `output_dir`, or `"hub"` for the newest one that was pushed to `hub_model_id`, by whatever machine.
 
         Raises:
             DataError: if the data ends early, or a loss is not finite.
@@ -78,6 +79,9 @@ class SAETrainer:
         """
         if self.stream is None:
             raise DataError("train() needs stream=: an ActivationStream, or an iterable of batches.")
+        if resume_from_checkpoint == "hub":
+            with self.accelerator.main_process_first():
+                resume_from_checkpoint = remote.fetch(self.args)
         if resume_from_checkpoint:
             self._resume(checkpoint.to_resume(self.args.output_dir, resume_from_checkpoint))
         if self.accelerator.log_with:
@@ -95,8 +99,11 @@ class SAETrainer:
             self._loop(bar, signals)
         self.save_model()
         self.accelerator.end_training()
-        if self.args.push_to_hub:
-            self._push(Path(self.args.output_dir), ignore=["checkpoint-*"])
+        if self.args.push_to_hub and self.accelerator.is_main_process:
+            for trainee in self.trainees:
+                name = None if self._single else trainee.name
+                remote.write_card(self._place(trainee, Path(self.args.output_dir)), trainee.sae, self.args, name)
+            remote.push(Path(self.args.output_dir), self.args)
         return self.figures()
 
     def _loop(self, bar: tqdm, signals: StopSignals) -> None:
@@ -223,7 +230,7 @@ class SAETrainer:
             (folder / checkpoint.STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
         checkpoint.drop_old(self.args.output_dir, self.args.save_total_limit)
         if self.args.push_to_hub:
-            self._push(target, subfolder=target.name)
+            remote.push(target, self.args)
         return target
 
     def _resume(self, folder: Path) -> None:
@@ -266,21 +273,6 @@ class SAETrainer:
         for trainee in self.trainees:
             empty = {point: torch.zeros(1, width) for point, width in self.stream.widths.items()}
             trainee.select(empty)
-
-    def _push(self, folder: Path, subfolder: str | None = None, ignore: list[str] | None = None) -> None:
-        from ..hub.push import push_folder
-
-        try:
-            push_folder(
-                folder,
-                str(self.args.hub_model_id),
-                subfolder=subfolder,
-                private=self.args.hub_private_repo,
-                token=self.args.hub_token,
-                ignore_patterns=ignore,
-            )
-        except OSError as error:  # training goes on where the network does not
-            logger.warning("could not push %s to %s: %s", folder, self.args.hub_model_id, error)
 
 
 def _loggable(values: dict[str, Any]) -> dict[str, Any]:

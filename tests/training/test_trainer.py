@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import errno
-import json
 from pathlib import Path
 
 import pytest
@@ -256,25 +255,3 @@ def test_tensorboard_gets_the_figures(tmp_path: Path) -> None:
     (log,) = [log for log in logs if "train/l0" in log.Reload().Tags()["scalars"]]
     assert {"train/l0", "train/fvu", "train/loss", "train/dead_fraction"} <= set(log.Tags()["scalars"])
     assert [e.step for e in log.Scalars("train/l0")] == [1, 2, 3, 4]
-
-
-def test_pushes_checkpoints_and_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pushed = []
-
-    def push(folder: Path, repo_id: str, **options: object) -> str:
-        pushed.append((Path(folder).name, repo_id, options["subfolder"], options["token"]))
-        return "url"
-
-    monkeypatch.setattr("hf_sae.hub.push.push_folder", push)
-    x, _ = planted(1024)
-    trainer(
-        topk(), tmp_path / "run", x, save_steps=2, push_to_hub=True, hub_model_id="me/sae", hub_token="hf_secret"
-    ).train()
-    assert [p[:3] for p in pushed] == [
-        ("checkpoint-2", "me/sae", "checkpoint-2"),
-        ("checkpoint-4", "me/sae", "checkpoint-4"),
-        ("run", "me/sae", None),
-    ]
-    assert "hf_secret" not in json.dumps(
-        json.loads((tmp_path / "run" / "checkpoint-2" / "trainer_state.json").read_text())
-    )
