@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModel
 from transformers.models.auto.auto_factory import _BaseAutoModelClass, _LazyAutoMapping
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
+from .adapters import find_adapter, load_adapted
 from .configuration_sae import SAEConfig
 from .errors import CheckpointError, ConfigError
 from .modeling_sae import SAE
@@ -43,6 +44,7 @@ class AutoSAE(_BaseAutoModelClass):
     def from_pretrained(cls, pretrained_model_name_or_path: str, *model_args: Any, **kwargs: Any) -> Any:
         """The model behind a folder or Hub id, in `eval()` mode; arguments as in transformers.
 
+        An adapter (`adapter_config.json`) comes on the SAE that it names; `is_trainable=True` to train it further.
         Checkpoints that other libraries published are read too (`hf_sae.conversion`): `subfolder` may then name a file.
 
         Raises:
@@ -54,6 +56,8 @@ class AutoSAE(_BaseAutoModelClass):
             ":" in name and not Path(name).exists()
         ):  # 'saelens:release/id' is no repo id: transformers need not be asked
             return _foreign(name, None, kwargs)
+        if (adapter := find_adapter(name, kwargs)) is not None:
+            return load_adapted(cls.from_pretrained, name, adapter, *model_args, **kwargs)
         try:
             return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
         except (CheckpointError, ConfigError):
