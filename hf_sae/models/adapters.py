@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers.utils.hub import cached_file
 
-from .checkpoint import atomic_folder
+from .checkpoint import atomic_folder, read_feature_stats
 from .errors import CheckpointError
 
 
@@ -38,9 +38,9 @@ def merged(layer: Any) -> Any:
     if not hasattr(layer, "get_base_layer"):
         return layer
     layer = copy.deepcopy(layer)
-    if layer.disable_adapters:
+    if layer.disable_adapters and layer.merged:
         layer.unmerge()
-    else:
+    elif not layer.disable_adapters and not layer.merged:
         layer.merge()
     return layer.get_base_layer()
 
@@ -178,10 +178,12 @@ def load_adapted(load: Any, name: str, file: Path, *args: Any, **kwargs: Any) ->
         sae.add_adapter(config)
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"the adapter {name!r} does not fit {type(sae).__name__}: {error}") from error
+    if not trainable:
+        sae.requires_grad_(False)  # add_adapter has made the adapter trainable
     _upcast(sae)
     load_adapter_tensors(sae, name, kwargs)
-    sae.feature_stats = None  # the base's
-    sae.requires_grad_(False) if not trainable else None
+    # the base's statistics are not the adapted one's
+    sae.feature_stats = read_feature_stats(name, sae.config.d_sae, _hub_kwargs(kwargs))
     sae.eval()
     info = {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set(), "error_msgs": []}
     return (sae, info) if want_info else sae

@@ -164,6 +164,7 @@ class SAETrainer:
             torch.manual_seed(self.args.seed)
             if has_adapter(trainee.sae):  # its base is fitted
                 trainee.sae.measure(x, target, trainee.state)
+                trainee.sae.feature_stats = None  # those of the base
             else:
                 trainee.sae.initialize_from(x, target, trainee.state)
                 self._record_provenance(trainee)
