@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers.utils.hub import cached_file
+from transformers.utils.hub import cached_file, extract_commit_hash
 
 from .checkpoint import atomic_folder, read_feature_stats
 from .errors import CheckpointError
@@ -26,6 +26,7 @@ from .errors import CheckpointError
 logger = logging.getLogger(__name__)
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."  # of the names in an adapter's file, as PEFT writes them
+_QUIET = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
 
 
 def has_adapter(sae: nn.Module) -> bool:
@@ -66,13 +67,17 @@ def merge_and_unload(sae: Any) -> None:
     sae.requires_grad_(True)
 
 
-def with_subfolder(name: str, subfolder: str | None) -> str:
-    """The one name under which an adapter records a base that lies in a subfolder."""
-    return f"{name.rstrip('/')}/{subfolder}" if subfolder else name
+def remember_place(sae: Any, name: str, hub_kwargs: dict[str, Any]) -> None:
+    """Keeps on a loaded SAE what an adapter on it must record: PEFT reads `name_or_path`, and we the commit."""
+    subfolder = hub_kwargs.get("subfolder")
+    sae.name_or_path = f"{name.rstrip('/')}/{subfolder}" if subfolder else name
+    if not Path(name).exists():
+        file = cached_file(name, "config.json", **hub_kwargs, **_QUIET)
+        sae.config._commit_hash = extract_commit_hash(file, None)
 
 
 def _place_of(recorded: str) -> tuple[str, str | None]:
-    """The inverse of [`with_subfolder`] for a repo on the Hub; a folder or another library's name is left whole."""
+    """Repo and subfolder of a name that [`remember_place`] made; a folder or another library's name is left whole."""
     parts = recorded.split("/")
     if Path(recorded).exists() or ":" in recorded or recorded.startswith((".", "/", "~")) or len(parts) < 3:
         return recorded, None
@@ -127,11 +132,10 @@ def find_adapter(name: str, kwargs: dict[str, Any]) -> Path | None:
         kwargs (`dict`): of `from_pretrained`; what concerns the Hub is used.
     """
     place = _hub_kwargs(kwargs)
-    quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
     try:
-        found = cached_file(name, CONFIG, **place, **quiet)
+        found = cached_file(name, CONFIG, **place, **_QUIET)
         # with a whole model beside it the adapter is transformers' to attach
-        whole = found is not None and cached_file(name, "config.json", **place, **quiet) is not None
+        whole = found is not None and cached_file(name, "config.json", **place, **_QUIET) is not None
     except (OSError, ValueError):  # no such repo, or no repo's name: whoever loads the model says so
         return None
     return None if found is None or whole else Path(found)

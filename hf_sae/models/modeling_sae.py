@@ -286,9 +286,7 @@ class SAE(PreTrainedModel):
         load = super().from_pretrained
         model, info = load_strictly(load, name, pretrained_model_name_or_path, *model_args, **kwargs)
         if pretrained_model_name_or_path is not None:
-            model.name_or_path = adapters.with_subfolder(
-                name, kwargs.get("subfolder")
-            )  # what PEFT records as the base
+            adapters.remember_place(model, name, hub_kwargs)
             model.feature_stats = read_feature_stats(name, model.config.d_sae, hub_kwargs)
         return (model, info) if want_info else model
 

@@ -67,7 +67,7 @@ def test_only_the_adapter_is_trained_and_it_lowers_the_loss(kind: str, tmp_path:
     assert {p.shape for group in run.trainees[0].optimizer.param_groups for p in group["params"]} == {(4, 16), (48, 4)}
     assert len(run.trainees[0].optimizer.state) == 2
     assert run.trainees[0].state.normaliser == pytest.approx(total_variance(x[:256]))
-    assert run.trainees[0].fvu < 0.9 * first
+    assert run.trainees[0].fvu < 0.97 * first
     assert not (tmp_path / "run" / "model.safetensors").exists()
     loaded = AutoSAE.from_pretrained(tmp_path / "run")
     assert torch.equal(loaded(x[:8]).reconstruction, sae.eval()(x[:8]).reconstruction)
