@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ..models import SAE
 
 MODEL_TYPE = "sae_collection"
-CONFIG, RESULTS = "config.json", "eval_results.json"
+CONFIG, ADAPTER, RESULTS = "config.json", "adapter_config.json", "eval_results.json"
 FACTS = ("hook_in", "hook_out", "d_in", "d_out", "d_sae", "k", "target_l0", "skip", "base_model", "base_revision")
 FIGURES = ("l0", "fvu", "delta_ce", "ce_recovered", "dead_fraction")
 Entry = dict[str, Any]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..models import SAE
+from ..models.adapters import has_adapter
 from .markdown import code
 
 
@@ -130,7 +131,11 @@ def quickstart(sae: SAE, place: str, subfolder: str | None = None) -> str:
 def conventions(sae: SAE, report: EvalReport | None) -> list[str]:
     """Hook points, normalisation and masks: what silently goes wrong when it is not known."""
     config, data = sae.config, data_of(sae)
-    lines = [f"Reads `{config.hook_in}`, width {config.d_in:,}."]
+    base = getattr(sae, "name_or_path", "") if has_adapter(sae) else ""
+    lines = (
+        [f"A PEFT adapter on the encoder of {code(Path(base).name if Path(base).exists() else base)}."] if base else []
+    )
+    lines += [f"Reads `{config.hook_in}`, width {config.d_in:,}."]
     if config.is_transcoder:
         lines.append(f"Writes `{config.hook_out}`, width {config.d_out:,}.")
     norm = {

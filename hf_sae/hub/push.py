@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..access import explained
 from ..errors import CheckpointError
-from .collections import CONFIG, build_index, describe_folder, index_json, read_index
+from .collections import ADAPTER, CONFIG, build_index, describe_folder, index_json, read_index
 
 
 if TYPE_CHECKING:
@@ -68,8 +68,9 @@ def push_folder(
     from huggingface_hub import HfApi
 
     folder, place = Path(folder), (subfolder or "").strip("/")
-    index = {} if (folder / CONFIG).is_file() else build_index(folder)
-    if not (folder / CONFIG).is_file() and not index:
+    saved = (folder / CONFIG).is_file() or (folder / ADAPTER).is_file()
+    index = {} if saved else build_index(folder)
+    if not saved and not index:
         raise CheckpointError(f"{str(folder)!r} holds no config.json: save_pretrained a model there first.")
     left_out = [*NEVER, *(() if training_state else TRAINING_STATE), *(ignore_patterns or ())]
     title = commit_message or f"Upload {place or ('autoencoders' if index else 'autoencoder')} with hf-sae"
@@ -78,7 +79,7 @@ def push_folder(
         api.create_repo(repo_id, private=private, exist_ok=True)
         if revision is not None and not create_pr:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
-        if place and not training_state:
+        if place and not training_state and not (folder / ADAPTER).is_file():
             index = {place: describe_folder(folder)} if not index else {f"{place}/{k}": v for k, v in index.items()}
         for attempt in range(ATTEMPTS):
             parent = None if create_pr else api.model_info(repo_id, revision=revision).sha

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModel
 from transformers.models.auto.auto_factory import _BaseAutoModelClass, _LazyAutoMapping
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
+from .adapters import find_adapter, load_adapted
 from .configuration_sae import SAEConfig
 from .errors import CheckpointError, ConfigError
 from .modeling_sae import SAE
@@ -45,8 +46,8 @@ class AutoSAE(_BaseAutoModelClass):
         """The model behind a folder or Hub id, in `eval()` mode; arguments as in transformers.
 
         `user/repo:layer_8` is short for `subfolder="layer_8"`. A branch is resolved to a commit once, which is recorded as
-        `sae.config._commit_hash`.
-
+        `sae.config._commit_hash`. An adapter (`adapter_config.json`) comes on the SAE that it names; `is_trainable=True` to
+        train it further.
         Checkpoints that other libraries published are read too (`hf_sae.conversion`): `subfolder` may then name a file.
 
         Raises:
@@ -59,6 +60,8 @@ class AutoSAE(_BaseAutoModelClass):
         if ":" in name and not Path(name).exists():
             return _foreign(name, None, kwargs)
         kwargs["revision"] = pin(name, subfolder, kwargs.get("revision"), **hub_options(kwargs)) or "main"
+        if (adapter := find_adapter(name, kwargs)) is not None:
+            return load_adapted(cls.from_pretrained, name, adapter, *model_args, **kwargs)
         try:
             return super().from_pretrained(name, *model_args, **kwargs)
         except (CheckpointError, ConfigError):

@@ -137,11 +137,17 @@ class JumpReLUSAE(SAE):
         return losses
 
     @torch.no_grad()
+    def measure(self, x: Tensor, target: Tensor, state: TrainingState) -> None:
+        """As in [`SAE`], and the scale of the input, which the kernel's width is relative to."""
+        super().measure(x, target, state)
+        x, _ = self.normalize(x[:SAMPLE_FOR_THRESHOLDS])
+        state.values["scale"] = math.sqrt(total_variance(x) / self.config.d_in)
+
+    @torch.no_grad()
     def initialize_from(self, x: Tensor, target: Tensor, state: TrainingState) -> None:
         """Starts every latent at the threshold at which it fires as often as `target_l0` asks of the average one."""
         super().initialize_from(x, target, state)
         x, _ = self.normalize(x[:SAMPLE_FOR_THRESHOLDS])
-        state.values["scale"] = math.sqrt(total_variance(x) / self.config.d_in)
         if self.config.target_l0 is not None:
             firing = min(x.shape[0], max(1, round(x.shape[0] * self.config.target_l0 / self.config.d_sae)))
             self.threshold.copy_(self.pre_activations(x).float().topk(firing, dim=0).values[-1].clamp_min(0))
@@ -150,7 +156,8 @@ class JumpReLUSAE(SAE):
     def after_step(self, state: TrainingState, output: SAEOutput) -> None:
         """Unit decoder rows, thresholds of at least 0, and one step of the controller."""
         super().after_step(state, output)
-        self.threshold.clamp_(min=0)
+        if self.threshold.requires_grad:
+            self.threshold.clamp_(min=0)
         if self.config.target_l0 is not None:
             self._control(state, self.config.target_l0)
 
@@ -165,7 +172,8 @@ class JumpReLUSAE(SAE):
         values["l0_smooth"] = smooth = smooth + L0_SMOOTHING * (state.l0 - smooth)
         excess = math.log(max(smooth, 1e-3) / target)
         excess = max(-MAX_EXCESS, min(MAX_EXCESS, excess))
-        typical = self.threshold.mean().clamp_min(0.01 * values.get("scale", 1.0))
-        self.threshold.add_(typical * (SHIFT_GAIN * excess)).clamp_(min=0)
+        if self.threshold.requires_grad:  # frozen ones (under an adapter) leave the control to λ
+            typical = self.threshold.mean().clamp_min(0.01 * values.get("scale", 1.0))
+            self.threshold.add_(typical * (SHIFT_GAIN * excess)).clamp_(min=0)
         values["integral"] = max(-12.0, min(12.0, values.get("integral", 0.0) + INTEGRAL_GAIN * excess))
         values["l0_coefficient"] = self.config.l0_coefficient * math.exp(values["integral"])

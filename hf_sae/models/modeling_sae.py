@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers import initialization as init
 
+from . import adapters
 from .checkpoint import FEATURE_STATS, atomic_folder, load_strictly, read_feature_stats, without_progress_bars
 from .configuration_sae import SAEConfig
 from .errors import CheckpointError
@@ -209,16 +210,24 @@ class SAE(PreTrainedModel):
         return {}
 
     @torch.no_grad()
+    def measure(self, x: Tensor, target: Tensor, state: TrainingState) -> None:
+        """Sets what the loss needs to know of the data (`state.normaliser`) and leaves the SAE as it is.
+
+        All that the training of an adapter needs: its base is fitted already.
+        """
+        state.normaliser = total_variance(self.comparable(target))
+
+    @torch.no_grad()
     def initialize_from(self, x: Tensor, target: Tensor, state: TrainingState) -> None:
         """Fits scale and biases to a sample of activations `[tokens, d_in]` and `[tokens, d_out]` before training.
 
         Sets `state.normaliser`. The input scale (under `input_norm="scalar"`) makes the mean variance per dimension 1; the decoder bias starts
         at the mean of the targets, so that the dictionary need not learn it.
         """
-        target = self.comparable(target)
-        state.normaliser = total_variance(target)
         if self.config.input_norm == "scalar":
             self.config.input_scale = math.sqrt(self.config.d_in / total_variance(x))
+        self.measure(x, target, state)
+        target = self.comparable(target)
         normalised, _ = self.normalize(target) if not self.config.is_transcoder else (target, None)
         self.decoder.bias.copy_(normalised.mean(0))
 
@@ -236,8 +245,8 @@ class SAE(PreTrainedModel):
     @torch.no_grad()
     def after_step(self, state: TrainingState, output: SAEOutput) -> None:
         """Called after an optimiser step: decoder rows return to unit norm."""
-        if self.unit_norm_decoder:
-            weight = self.decoder.weight
+        weight = self.decoder.weight
+        if self.unit_norm_decoder and weight.requires_grad:  # a frozen one (under an adapter) keeps its bits
             weight.div_(torch.linalg.vector_norm(weight, dim=-1, keepdim=True).clamp_min_(1e-12))
 
     @property
@@ -248,16 +257,12 @@ class SAE(PreTrainedModel):
     @property
     def W_enc(self) -> Tensor:
         """`[d_in, d_sae]`, read-only; a LoRA on the encoder is merged in."""
-        encoder: Any = self.encoder  # peft puts its own layer here, whose `weight` is the base weight alone
-        weight = encoder.weight.detach()
-        for adapter in getattr(encoder, "active_adapters", ()):
-            weight = weight + encoder.get_delta_weight(adapter).detach()
-        return weight.T
+        return adapters.merged(self.encoder).weight.detach().T
 
     @property
     def b_enc(self) -> Tensor:
-        """`[d_sae]`, read-only."""
-        return self.encoder.bias.detach()
+        """`[d_sae]`, read-only; a LoRA's bias is merged in."""
+        return adapters.merged(self.encoder).bias.detach()
 
     @property
     def W_dec(self) -> Tensor:
@@ -280,11 +285,15 @@ class SAE(PreTrainedModel):
             pretrained_model_name_or_path = name
             pinned = pin(name, subfolder, kwargs.get("revision"), **hub_options(kwargs)) or "main"
             kwargs |= {"subfolder": subfolder, "revision": pinned}
+            if (found := adapters.find_adapter(name, kwargs)) is not None:
+                kwargs["output_loading_info"] = want_info
+                return adapters.load_adapted(cls.from_pretrained, name, found, *model_args, **kwargs)
         hub_keys = ("subfolder", "revision", "token", "cache_dir", "local_files_only", "force_download")
         hub_kwargs = {key: kwargs[key] for key in hub_keys if key in kwargs}
         load = super().from_pretrained
         model, info = load_strictly(load, name, pretrained_model_name_or_path, *model_args, **kwargs)
         if pretrained_model_name_or_path is not None:
+            adapters.remember_place(model, name, hub_kwargs)
             model.feature_stats = read_feature_stats(name, model.config.d_sae, hub_kwargs)
             if is_commit(pinned) and not Path(name).exists():
                 model.config._commit_hash = pinned
@@ -297,11 +306,19 @@ class SAE(PreTrainedModel):
         push, repo_id = kwargs.pop("push_to_hub", False), kwargs.pop("repo_id", Path(save_directory).name)
         upload = {key: kwargs.pop(key) for key in PUSH_OPTIONS if key in kwargs}
         with atomic_folder(save_directory) as folder, without_progress_bars():
-            super().save_pretrained(folder, *args, **kwargs)
+            if adapters.has_adapter(self):
+                adapters.save_adapter(self, folder)
+            else:
+                super().save_pretrained(folder, *args, **kwargs)
             if self.feature_stats is not None:
                 save_file({k: v.contiguous().cpu() for k, v in self.feature_stats.items()}, folder / FEATURE_STATS)
         if push:
             self.push_to_hub(repo_id, **upload, **kwargs)
+
+    def merge_and_unload(self) -> Any:
+        """Merges the active adapter into the weights, in place, and returns the SAE, plain again and trainable."""
+        adapters.merge_and_unload(self)
+        return self
 
     def push_to_hub(
         self, repo_id: str, *, subfolder: str | None = None, report: Any = None, examples: Any = None, **kwargs: Any

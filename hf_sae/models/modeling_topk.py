@@ -112,7 +112,10 @@ class TopKSAE(SAE):
         x = result.x.reshape(-1, result.x.shape[-1])
         if self.config.subtracts_bias:
             x = x - self.decoder().detach()
-        pre = F.linear(x.detach(), self.encoder.weight[index], self.encoder.bias[index])
+        if self._encoder_is_plain():
+            pre = F.linear(x.detach(), self.encoder.weight[index], self.encoder.bias[index])
+        else:  # rows of `weight` would be the base's, and the adapter of a dead latent would get no gradient
+            pre = self.encoder(x.detach())[..., index]
         values, chosen = pre.topk(k_aux, dim=-1, sorted=False)
         latents = torch.zeros_like(pre).scatter(-1, chosen, torch.relu(values))
         left_over = result.error.detach().reshape(-1, result.error.shape[-1])

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from ..errors import DataError, HookPointError
+from ..errors import ConfigError, DataError, HookPointError
 from ..models import SAE, SparseCode, TrainingState
 from .arguments import SAETrainingArguments
 
@@ -35,8 +35,13 @@ class Trainee:
         """Moves the SAE to the process's device, wraps it where several processes train, makes its optimiser."""
         sae.train().to(accelerator.device)
         fused = accelerator.device.type in ("cpu", "cuda", "xpu")
-        named = [(name, p) for name, p in sae.named_parameters() if p.requires_grad]
-        groups = [{"params": [p], "factor": sae.learning_rate_factors.get(name, 1.0)} for name, p in named]
+        named = [(key, p) for key, p in sae.named_parameters() if p.requires_grad]
+        if not named:
+            raise ConfigError(
+                f"{name} has no parameter that requires gradients. Load an adapter with is_trainable=True, or call "
+                "sae.requires_grad_(True)."
+            )
+        groups = [{"params": [p], "factor": sae.learning_rate_factors.get(key, 1.0)} for key, p in named]
         betas = (args.adam_beta1, args.adam_beta2)
         optimizer = torch.optim.Adam(groups, lr=1.0, betas=betas, eps=args.adam_epsilon, fused=fused)
         state = TrainingState(total_steps=args.total_steps, dead_after_tokens=args.dead_window)

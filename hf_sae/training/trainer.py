@@ -16,11 +16,14 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch import nn
 from tqdm.auto import tqdm
 
 from ..activations import ActivationStream
 from ..errors import CheckpointError, ConfigError, DataError
+from ..hosts.towers import unwrap
 from ..models import SAE, TrainingState
+from ..models.adapters import has_adapter, load_adapter_tensors
 from . import checkpoint, remote
 from .arguments import SAETrainingArguments
 from .health import Health
@@ -36,7 +39,8 @@ class SAETrainer:
     """Trains SAEs and transcoders.
 
     Args:
-        model (`SAE` or `dict[str, SAE]`): one, or many by name (layers, sites, seeds, sizes) in a single pass.
+        model (`SAE`, `PeftModel` or `dict`): one, or many by name (layers, sites, seeds, sizes) in a single pass. Of
+            an SAE with a PEFT adapter the adapter alone is trained and saved.
         args ([`SAETrainingArguments`]): the run.
         stream ([`ActivationStream`] or an iterable of batches, *optional*): batches are tensors `[tokens, d_in]`,
             pairs `(x, target)` or dicts by hook point, of whatever size they come.
@@ -47,13 +51,14 @@ class SAETrainer:
 
     def __init__(
         self,
-        model: SAE | dict[str, SAE],
+        model: nn.Module | dict[str, SAE] | dict[str, nn.Module],
         args: SAETrainingArguments,
         stream: ActivationStream | Iterable[Batch] | None = None,
     ) -> None:
         self.args, self.stream, self.health = args, stream, Health()
         self._single = not isinstance(model, dict)
-        saes = {"sae": model} if isinstance(model, SAE) else dict(model)
+        models = dict(model) if isinstance(model, dict) else {"sae": model}
+        saes = {name: sae if isinstance(sae, SAE) else _inside(sae, name) for name, sae in models.items()}
         for name in saes:
             if not re.fullmatch(r"[\w.=+-]+", name) or name.startswith("."):
                 raise ConfigError(f"the SAE name {name!r} becomes a folder: use letters, digits and _ . = + - only.")
@@ -164,8 +169,12 @@ class SAETrainer:
                     f"{trainee.name}: the activations hold NaN or infinite values. Look at the host's dtype."
                 )
             torch.manual_seed(self.args.seed)
-            trainee.sae.initialize_from(x, target, trainee.state)
-            self._record_provenance(trainee)
+            if has_adapter(trainee.sae):  # its base is fitted
+                trainee.sae.measure(x, target, trainee.state)
+                trainee.sae.feature_stats = None  # those of the base
+            else:
+                trainee.sae.initialize_from(x, target, trainee.state)
+                self._record_provenance(trainee)
         self._initialized = True
 
     def _record_provenance(self, trainee: Trainee) -> None:
@@ -248,9 +257,12 @@ class SAETrainer:
                 )
         for trainee in self.trainees:
             place = self._place(trainee, folder)
-            loaded = type(trainee.sae).from_pretrained(place)
-            trainee.sae.load_state_dict(loaded.state_dict())
-            trainee.sae.config = loaded.config
+            if has_adapter(trainee.sae):
+                load_adapter_tensors(trainee.sae, place)
+            else:
+                loaded = type(trainee.sae).from_pretrained(place)
+                trainee.sae.load_state_dict(loaded.state_dict())
+                trainee.sae.config = loaded.config
             values = checkpoint.read(place / checkpoint.OPTIMIZER, state["saes"][trainee.name])
             own = {key: values.pop(key) for key in list(values) if "/" not in key}
             own["tokens_since_fired"] = own["tokens_since_fired"].to(self.accelerator.device)
@@ -273,6 +285,14 @@ class SAETrainer:
         for trainee in self.trainees:
             empty = {point: torch.zeros(1, width) for point, width in self.stream.widths.items()}
             trainee.select(empty)
+
+
+def _inside(model: nn.Module, name: str) -> SAE:
+    """The SAE that PEFT wraps, whose layers PEFT has replaced in place."""
+    sae = unwrap(model)
+    if not isinstance(sae, SAE):
+        raise ConfigError(f"{name} is a {type(model).__name__}: give an SAE, or a PeftModel around one.")
+    return sae
 
 
 def _loggable(values: dict[str, Any]) -> dict[str, Any]:

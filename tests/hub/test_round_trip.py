@@ -264,3 +264,25 @@ sae.save_pretrained(sys.argv[1] + "-2", push_to_hub=True, repo_id="tester/saved"
     assert plain.hub.repos["models/tester/saved"].private
     assert pull(plain, "tester/saved")["bits"] == sae(X).reconstruction.tolist()
     assert not any(TOKEN.encode() in content for content in plain.hub.files("tester/saved").values())
+
+
+ADAPT = """
+import json, sys, torch
+from peft import LoraConfig, get_peft_model
+from hf_sae import AutoSAE
+base = AutoSAE.from_pretrained("tester/base", subfolder="layer_0")
+model = get_peft_model(base, LoraConfig(target_modules=["encoder"], r=2, init_lora_weights=False))
+base.eval().push_to_hub("tester/adapter")
+print(json.dumps(base(torch.linspace(-1, 1, 32).view(4, 8)).reconstruction.tolist()))
+"""
+
+
+def test_an_adapter_repo_finds_its_base_at_the_commit_it_was_made_on(plain: Client, tmp_path: Path):
+    make(tmp_path / "sae")
+    push(plain, tmp_path / "sae", "tester/base", subfolder="layer_0")
+    expected = plain.value(ADAPT)
+    assert "model.safetensors" not in plain.hub.files("tester/adapter")
+    make(tmp_path / "other", 7)
+    push(plain, tmp_path / "other", "tester/base", subfolder="layer_0")
+    assert pull(plain, "tester/adapter")["bits"] == expected, "the base moved on, the adapter's did not"
+    assert "tester/base" in plain.hub.files("tester/adapter")["README.md"].decode()
