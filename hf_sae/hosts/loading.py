@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..access import explained
+from ..models.pinning import is_commit, pin
 
 
 if TYPE_CHECKING:
@@ -29,10 +31,16 @@ def load_host(name: str, **kwargs: Any) -> tuple[PreTrainedModel, PreTrainedToke
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
     own = {key: kwargs[key] for key in ("revision", "token", "subfolder", "local_files_only") if key in kwargs}
+    # one commit for weights and tokenizer, recorded: transformers 5 no longer leaves it in the config
+    commit = pin(name, **{key: own[key] for key in own if key != "subfolder"})
+    if commit is not None and not Path(name).exists():
+        own["revision"] = kwargs["revision"] = commit
     with explained(name):
         config = AutoConfig.from_pretrained(name, **own)
         causal = type(config) in AutoModelForCausalLM._model_mapping and not config.is_encoder_decoder
         host = (AutoModelForCausalLM if causal else AutoModel).from_pretrained(name, **kwargs).eval()
+    if is_commit(commit):
+        host.config._commit_hash = commit
     if "device_map" not in kwargs and "quantization_config" not in kwargs and torch.cuda.is_available():
         host.to("cuda")
     try:

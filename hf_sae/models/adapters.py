@@ -46,7 +46,7 @@ def merged(layer: Any) -> Any:
     return layer.get_base_layer()
 
 
-def merge_and_unload(sae: Any) -> None:
+def merge_adapter(sae: Any) -> None:
     """Merges the active adapters of an SAE into its weights, in place; see [`SAE.merge_and_unload`]."""
     replaced: list[str] = []
     for name, layer in list(sae.named_modules()):

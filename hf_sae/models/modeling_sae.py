@@ -20,8 +20,9 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers import initialization as init
 
-from . import adapters
+from .adapters import find_adapter, has_adapter, load_adapted, merge_adapter, merged, remember_place, save_adapter
 from .checkpoint import FEATURE_STATS, atomic_folder, load_strictly, read_feature_stats, without_progress_bars
+from .code_export import with_code, without_code
 from .configuration_sae import SAEConfig
 from .errors import CheckpointError
 from .outputs import Pass, SAEOutput, TrainingState, total_variance
@@ -257,12 +258,12 @@ class SAE(PreTrainedModel):
     @property
     def W_enc(self) -> Tensor:
         """`[d_in, d_sae]`, read-only; a LoRA on the encoder is merged in."""
-        return adapters.merged(self.encoder).weight.detach().T
+        return merged(self.encoder).weight.detach().T
 
     @property
     def b_enc(self) -> Tensor:
         """`[d_sae]`, read-only; a LoRA's bias is merged in."""
-        return adapters.merged(self.encoder).bias.detach()
+        return merged(self.encoder).bias.detach()
 
     @property
     def W_dec(self) -> Tensor:
@@ -285,29 +286,34 @@ class SAE(PreTrainedModel):
             pretrained_model_name_or_path = name
             pinned = pin(name, subfolder, kwargs.get("revision"), **hub_options(kwargs)) or "main"
             kwargs |= {"subfolder": subfolder, "revision": pinned}
-            if (found := adapters.find_adapter(name, kwargs)) is not None:
+            if (found := find_adapter(name, kwargs)) is not None:
                 kwargs["output_loading_info"] = want_info
-                return adapters.load_adapted(cls.from_pretrained, name, found, *model_args, **kwargs)
+                return load_adapted(cls.from_pretrained, name, found, *model_args, **kwargs)
         hub_keys = ("subfolder", "revision", "token", "cache_dir", "local_files_only", "force_download")
         hub_kwargs = {key: kwargs[key] for key in hub_keys if key in kwargs}
         load = super().from_pretrained
         model, info = load_strictly(load, name, pretrained_model_name_or_path, *model_args, **kwargs)
         if pretrained_model_name_or_path is not None:
-            adapters.remember_place(model, name, hub_kwargs)
+            remember_place(model, name, hub_kwargs)
             model.feature_stats = read_feature_stats(name, model.config.d_sae, hub_kwargs)
             if is_commit(pinned) and not Path(name).exists():
                 model.config._commit_hash = pinned
         return (model, info) if want_info else model
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
-        """transformers' `save_pretrained`, atomically, with the feature statistics beside the weights."""
+        """transformers' `save_pretrained`, atomically, with the feature statistics beside the weights.
+
+        `include_code=True` puts the modelling code beside them, so that `AutoModel.from_pretrained(…,
+        trust_remote_code=True)` loads the SAE where hf_sae is not installed. `push_to_hub=True` uploads, too.
+        """
         if Path(save_directory).is_file():
             raise CheckpointError(f"{str(save_directory)!r} is a file: give a folder.")
         push, repo_id = kwargs.pop("push_to_hub", False), kwargs.pop("repo_id", Path(save_directory).name)
         upload = {key: kwargs.pop(key) for key in PUSH_OPTIONS if key in kwargs}
-        with atomic_folder(save_directory) as folder, without_progress_bars():
-            if adapters.has_adapter(self):
-                adapters.save_adapter(self, folder)
+        code = with_code(self) if kwargs.pop("include_code", False) else without_code(self)
+        with atomic_folder(save_directory) as folder, without_progress_bars(), code:
+            if has_adapter(self):
+                save_adapter(self, folder)
             else:
                 super().save_pretrained(folder, *args, **kwargs)
             if self.feature_stats is not None:
@@ -317,7 +323,7 @@ class SAE(PreTrainedModel):
 
     def merge_and_unload(self) -> Any:
         """Merges the active adapter into the weights, in place, and returns the SAE, plain again and trainable."""
-        adapters.merge_and_unload(self)
+        merge_adapter(self)
         return self
 
     def push_to_hub(
@@ -331,7 +337,7 @@ class SAE(PreTrainedModel):
             report (`EvalReport`, *optional*): figures for the card, and `eval_results.json`.
             examples (`list[FeatureExample]`, *optional*): features that the card shows.
             kwargs: `private`, `token`, `revision`, `create_pr`, `commit_message` as in `hf_sae.hub.push_folder`; the rest, such
-                as `max_shard_size` and `variant`, is for `save_pretrained`.
+                as `max_shard_size`, `variant` and `include_code`, is for `save_pretrained`.
 
         Raises:
             CheckpointError: for a name that is no repo id, or a card that the Hub does not take.
