@@ -360,28 +360,6 @@ def test_card_keeps_what_was_written_by_hand(run: Any, saved: Path, tmp_path: Pa
     assert (saved / "README.md").read_text() == before
 
 
-def test_push_uploads_without_checkpoints(run: Any, saved: Path, monkeypatch: pytest.MonkeyPatch):
-    calls: dict[str, Any] = {}
-
-    class FakeApi:
-        def __init__(self, token: str | None = None) -> None:
-            calls["token"] = token
-
-        def create_repo(self, repo_id: str, **options: Any) -> None:
-            calls["create_repo"] = (repo_id, options)
-
-        def upload_folder(self, **options: Any) -> SimpleNamespace:
-            calls["upload"] = options | {"card": (saved / "README.md").read_text()}
-            return SimpleNamespace(commit_url="https://hub/commit/1", pr_url=None)
-
-    monkeypatch.setattr("huggingface_hub.HfApi", FakeApi)
-    result = run("push", saved, "user/name", "--subfolder", "layer_1", "--private", "--json")
-    assert result.json == {"url": "https://hub/commit/1"}
-    assert calls["create_repo"] == ("user/name", {"private": True, "exist_ok": True})
-    assert "checkpoint-*" in calls["upload"]["ignore_patterns"]
-    assert 'AutoSAE.from_pretrained("user/name", subfolder="layer_1")' in calls["upload"]["card"]
-
-
 @pytest.mark.slow
 def test_train_on_two_processes(tmp_path: Path):
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}

@@ -188,6 +188,18 @@ def test_training_state_pickles_links_and_hidden_files_stay_at_home(plain: Clien
     assert set(plain.hub.files("tester/clean")) == kept
 
 
+def test_the_command_pushes_into_a_subfolder_with_a_card_that_names_it(plain: Client, tmp_path: Path):
+    make(tmp_path / "sae")
+    arguments = ["push", str(tmp_path / "sae"), "tester/name", "--subfolder", "layer_1", "--private", "--json"]
+    done = plain.cli(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert set(json.loads(done.stdout)) == {"url"}
+    assert json.loads(done.stdout)["url"].startswith(plain.hub.url)
+    assert plain.hub.repos["models/tester/name"].private
+    card = plain.hub.files("tester/name")["layer_1/README.md"].decode()
+    assert 'AutoSAE.from_pretrained("tester/name", subfolder="layer_1")' in card
+
+
 def test_options_of_saving_and_loading_travel(plain: Client, tmp_path: Path):
     sae = make(tmp_path / "sae", d_sae=64)
     push(plain, tmp_path / "sae", "tester/shards", max_shard_size="2KB")
