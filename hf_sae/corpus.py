@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 Split = Literal["train", "validation", "test"]
+NAME = "python-standard-library"
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 _NOT_STDLIB = {"site-packages", "dist-packages", "__pycache__"}
 _TESTS = {"test", "tests", "idle_test"}
@@ -74,10 +75,11 @@ def stdlib_files(split: Split = "train", *, include_tests: bool = False) -> tupl
 
 def stdlib_corpus(split: Split = "train", *, include_tests: bool = False) -> Dataset:
     """The split as a `datasets.Dataset` with the columns `text` and `path`; arguments as in [`stdlib_files`]."""
-    from datasets import Dataset
+    from datasets import Dataset, DatasetInfo, NamedSplit
 
     files = stdlib_files(split, include_tests=include_tests)
-    return Dataset.from_dict({"text": [text for _, text in files], "path": [path for path, _ in files]})
+    columns = {"text": [text for _, text in files], "path": [path for path, _ in files]}
+    return Dataset.from_dict(columns, info=DatasetInfo(dataset_name=NAME), split=NamedSplit(split))
 
 
 def corpus_info(split: Split = "train", *, include_tests: bool = False) -> dict[str, str | int]:
@@ -88,7 +90,7 @@ def corpus_info(split: Split = "train", *, include_tests: bool = False) -> dict[
         digest.update(path.encode() + b"\0" + text.encode() + b"\0")
         characters += len(text)
     return {
-        "name": "python-standard-library",
+        "name": NAME,
         "split": split,
         "python": platform.python_version(),
         "files": len(files),

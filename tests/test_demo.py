@@ -16,9 +16,10 @@ from hf_sae import AutoSAE, TopKConfig, TopKSAE, default_host
 from hf_sae.cli import main
 from hf_sae.corpus import stdlib_files
 from hf_sae.demo import DemoResult, DemoSettings, excerpts, run_demo
-from hf_sae.demo.showcase import Consistent, choose_features, consistent_features, feature_lines, largest_effect
+from hf_sae.demo.showcase import feature_lines, largest_effect
 from hf_sae.errors import ConfigError
 from hf_sae.features import Example, LatentExamples
+from hf_sae.features.choice import Consistent, choose_features, consistent_features
 from hf_sae.steering import OfMax, add, steer
 
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .console import Console, Json, Repo, Revision, Subfolder, aligned, fail
+from .console import Console, Json, Repo, Revision, Subfolder, aligned, fail, load_pair
 
 
 if TYPE_CHECKING:
     from ..evaluation import EvalReport
 
+_NOT_SHOWN = shutil.ignore_patterns("checkpoint-*", ".*", "runs")
 Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of a saved autoencoder.")]
 
 
@@ -23,21 +26,45 @@ def card(
         Path | None, typer.Option(help="Report of `hf-sae eval --output`. Default: the folder's.")
     ] = None,
     repo_id: Annotated[str | None, typer.Option(help="user/name that the quickstart loads.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a README written by hand.")] = False,
+    license_: Annotated[str | None, typer.Option("--license", help="License of the weights, such as mit.")] = None,
+    features: Annotated[
+        int, typer.Option(help="Look for so many example features on text. Default: those that are there.")
+    ] = 0,
+    dataset: Annotated[
+        str | None, typer.Option(help="That text. Default: the source code of Python's standard library.")
+    ] = None,
+    host: Annotated[str | None, typer.Option(help="Its host. Default: the one it was trained on.")] = None,
+    preview: Annotated[
+        Path | None, typer.Option(help="Write the card to this page (.html) to look at, and nothing else.")
+    ] = None,
+    overwrite: Annotated[
+        bool,
+        typer.Option("--overwrite", help="Replace a README written by hand. Default: only its header is changed."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Write the model card of a saved autoencoder; text below its last marker is kept.
+    """Write the model card of a saved autoencoder; text outside its blocks is kept.
 
-    Example: `hf-sae card ./sae --report report.json`
+    Example: `hf-sae card ./sae --license mit --preview card.html`
     """
-    from ..hub.cards import README, is_generated
+    from ..hub.cards import is_generated
+    from ..hub.preview import write_page
 
     console = Console(as_json)
-    if not is_generated(folder / README) and not overwrite:
-        fail(f"{str(folder / README)!r} was written by hand. Replace it with --overwrite.")
-    path = make_card(folder, report, repo_id)
-    console.show(f"Wrote {path}.")
-    console.finish({"card": str(path)}, f"hf-sae push {folder} user/name")
+    examples = find_examples(folder, host, dataset, features) if features else None
+    metadata = {"license": license_} if license_ else None
+    choice: dict[str, Any] = {"report": report, "examples": examples, "metadata": metadata, "overwrite": overwrite}
+    if preview is not None:
+        with tempfile.TemporaryDirectory() as temporary:
+            copy = Path(shutil.copytree(folder, Path(temporary, folder.resolve().name), ignore=_NOT_SHOWN))
+            write_page(make_card(copy, repo_id, **choice), preview)
+        console.show(f"Wrote {preview}; open it in a browser.")
+        console.finish({"preview": str(preview)}, f"hf-sae card {folder}")
+        return
+    path = make_card(folder, repo_id, **choice)
+    kept = "" if is_generated(path) else " It was written by hand: only its header was changed (see --overwrite)."
+    console.show(f"Wrote {path}.{kept}")
+    console.finish({"card": str(path)}, f"hf-sae push {folder} {repo_id or 'user/name'}")
 
 
 def push(
@@ -58,11 +85,10 @@ def push(
     Example: `hf-sae push ./sae user/gpt2-layer-8`
     """
     from ..hub import group, push_folder
-    from ..hub.cards import README, is_generated
 
     console = Console(as_json)
-    if (folder / "config.json").is_file() and is_generated(folder / README):
-        make_card(folder, None, repo_id, subfolder)
+    if (folder / "config.json").is_file():
+        make_card(folder, repo_id, subfolder=subfolder)
     url = push_folder(
         folder,
         repo_id,
@@ -135,8 +161,10 @@ def _figures(entry: dict[str, Any]) -> dict[str, float]:
     return {key: value for key, value in found.items() if isinstance(value, int | float)}
 
 
-def make_card(folder: Path, report: Path | None, repo_id: str | None, subfolder: str | None = None) -> Path:
-    """The card from the files of a folder."""
+def make_card(
+    folder: Path, repo_id: str | None, report: Path | None = None, examples: Any = None, **options: Any
+) -> Path:
+    """The card from the files of a folder; `options` are those of `save_card`."""
     from ..hub import save_card
     from ..hub.cards import EXAMPLES, RESULTS
     from ..models import AutoSAE
@@ -144,8 +172,18 @@ def make_card(folder: Path, report: Path | None, repo_id: str | None, subfolder:
     sae = AutoSAE.from_pretrained(str(folder))
     source = report or folder / RESULTS
     measured = _report(source) if report is not None or source.exists() else None
-    examples = _json(folder / EXAMPLES) if (folder / EXAMPLES).exists() else None
-    return save_card(folder, sae, measured, None, examples, repo_id, subfolder=subfolder)
+    if examples is None and (folder / EXAMPLES).exists():
+        examples = _json(folder / EXAMPLES)
+    return save_card(folder, sae, measured, None, examples, repo_id, **options)
+
+
+def find_examples(folder: Path, host: str | None, dataset: str | None, n_features: int) -> Any:
+    """Example features on text that was not trained on, for a card."""
+    from ..corpus import stdlib_corpus
+    from ..hub import example_features
+
+    sae, model, tokenizer = load_pair(str(folder), host)
+    return example_features(sae, model, tokenizer, dataset or stdlib_corpus("test"), n_features=n_features)
 
 
 def _report(path: Path) -> EvalReport:

@@ -16,6 +16,7 @@ from .settings import read_config
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from ..evaluation import EvalReport
     from ..models import SAE, SAEConfig
 
 Option = typer.Option
@@ -68,6 +69,7 @@ def train(
     ] = "checkpoint",
     bf16: Annotated[bool, Option(help="Encoder products in bfloat16.")] = False,
     eval_tokens: Annotated[int, Option(help="Tokens to measure the result on; 0 does not.")] = 32_768,
+    card_features: Annotated[int, Option(help="Example features in the card, found on that text.")] = 6,
     eval_split: Annotated[str | None, Option(help="Split to measure on. Default: test of the default data.")] = None,
     config: Annotated[
         Path | None,
@@ -160,16 +162,14 @@ def new_model(config: SAEConfig, seed: int) -> SAE:
 def conclude(options: Any, console: Console, sae: SAE, host: Any, tokenizer: Any, facts: dict[str, Any]) -> None:
     """Measures the result, writes its statistics and card, uploads, says what to do next."""
     from ..hub import push_folder, save_card
-    from ..hub.cards import README, is_generated
 
-    report = measure(options, console, sae, host, tokenizer) if options.eval_tokens > 0 else None
+    report = examples = None
+    if options.eval_tokens > 0:
+        report, examples = measure(options, console, sae, host, tokenizer)
     provenance = sae.config.provenance or {}
     sae.config.provenance = {**provenance, "training": {**(provenance.get("training") or {}), **facts}}
     sae.save_pretrained(options.output_dir)
-    if is_generated(options.output_dir / README):
-        save_card(options.output_dir, sae, report, repo_id=options.hub_model_id)
-    else:
-        console.say(f"{options.output_dir / README} was written by hand and is kept; `hf-sae card` can replace it.")
+    save_card(options.output_dir, sae, report, examples=examples, repo_id=options.hub_model_id)
     payload: dict[str, Any] = {"output": str(options.output_dir), **facts}
     if report is not None:
         console.show(report.to_table())
@@ -180,19 +180,23 @@ def conclude(options: Any, console: Console, sae: SAE, host: Any, tokenizer: Any
     console.finish(payload, f"hf-sae info {options.output_dir}")
 
 
-def measure(options: Any, console: Console, sae: SAE, host: Any, tokenizer: Any) -> Any:
-    """A report on held-out text where there is some; a note in it where there is not."""
+def measure(options: Any, console: Console, sae: SAE, host: Any, tokenizer: Any) -> tuple[EvalReport, Any]:
+    """A report and example features on held-out text where there is some; a note in it where there is not."""
+    from ..corpus import stdlib_corpus
     from ..evaluation import evaluate
+    from ..hub import example_features
 
     names = ("context_length", "positions", "column")
     choice = {name: getattr(options, name) for name in names} | {"n_tokens": options.eval_tokens}
     console.say(f"Measuring on {options.eval_tokens:,} tokens.")
-    if options.dataset is None:
-        from ..corpus import stdlib_corpus
-
-        return evaluate(sae, host, tokenizer, stdlib_corpus(options.eval_split or "test"), **choice)
-    split = options.eval_split or options.split
-    report = evaluate(sae, host, tokenizer, options.dataset, split=split, **choice)
-    if split == options.split:
-        report.notes.append(f"Measured on the split {split!r} that it was trained on: not held-out text.")
-    return report
+    text = options.dataset
+    if text is None:
+        text = stdlib_corpus(options.eval_split or "test")
+    else:
+        choice["split"] = options.eval_split or options.split
+    report = evaluate(sae, host, tokenizer, text, **choice)
+    if choice.get("split") == options.split:
+        report.notes.append(f"Measured on the split {options.split!r} that it was trained on: not held-out text.")
+    n_features = options.card_features
+    examples = example_features(sae, host, tokenizer, text, n_features=n_features, **choice) if n_features else None
+    return report, examples

@@ -103,7 +103,8 @@ class TokenDataset:
         self.tokenizer, self.positions, self.split, self.seed, self.repeat = tokenizer, positions, split, seed, repeat
         self.context_length, self.batch_size = context_length, batch_size
         self.packed = packed and self.reader.kind != "chat"
-        self.name = str(dataset) if isinstance(dataset, (str, Path)) else type(dataset).__name__
+        known = getattr(getattr(dataset, "info", None), "dataset_name", None)
+        self.name = str(dataset) if isinstance(dataset, (str, Path)) else known or type(dataset).__name__
         self._cursor: _Cursor | None = None
         self._loaded: dict[str, Any] | None = None
 

@@ -20,13 +20,15 @@ from ..assets import default_host
 from ..corpus import corpus_info, stdlib_corpus, stdlib_files
 from ..errors import ConfigError
 from ..evaluation import EvalReport, evaluate
-from ..features import LatentExamples, describe_latent, top_contexts
-from ..hub import FeatureExample, save_card
-from ..hub.cards import README, Context, is_generated
+from ..features import LatentExamples, top_contexts
+from ..features.choice import Consistent, choose_features, consistent_features
+from ..hub import save_card
+from ..hub.cards import README, is_generated
+from ..hub.examples import for_card
 from ..models import SAE, TopKConfig, TopKSAE
 from ..steering import OfMax, add, steer
 from ..training import SAETrainer, SAETrainingArguments
-from .showcase import Consistent, Effect, choose_features, consistent_features, largest_effect
+from .showcase import Effect, largest_effect
 
 
 if TYPE_CHECKING:
@@ -151,7 +153,7 @@ def run_demo(
     training = (sae.config.provenance or {})["training"]
     training["seconds"] = round(watch.seconds["training"], 1)
     sae.save_pretrained(output)
-    save_card(output, sae, report, examples=[_for_card(f, settings) for f in features])
+    save_card(output, sae, report, examples=[for_card(f, settings.n_contexts) for f in features])
     return DemoResult(sae, report, features, effect, texts, output, watch.seconds)
 
 
@@ -242,20 +244,6 @@ def _continue(settings: DemoSettings, sae: SAE, host: Any, tokenizer: Any, effec
             ids = host.generate(**inputs, max_new_tokens=settings.new_tokens, do_sample=True, top_p=0.9)
         texts[name] = tokenizer.decode(ids[0, start:], skip_special_tokens=True)
     return texts
-
-
-def _for_card(found: LatentExamples, settings: DemoSettings) -> FeatureExample:
-    contexts: list[Context] = [
-        {"tokens": example.tokens, "activations": [round(a, 4) for a in example.activations]}
-        for example in found.examples[: settings.n_contexts]
-    ]
-    return {
-        "feature": found.latent,
-        "label": describe_latent(found),
-        "density": found.density,
-        "maximum": found.maximum,
-        "contexts": contexts,
-    }
 
 
 class _Watch:

@@ -157,7 +157,8 @@ def open_source(
     )
     given = _given_info(tokens)
     if not isinstance(source, str | Path | Mapping):
-        given["split"] = None  # data in memory is of no split that we know of
+        known = getattr(source, "split", None)  # of data in memory, only what it says itself
+        given["split"] = None if known is None else str(known)
     return _from_ready(tokens), given | info
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import platform
-from importlib import metadata
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor, nn
 
 from ..metrics import METRIC_KEYS, dead_fraction, summarise
+from ..versions import versions
 from .bootstrap import intervals
 from .report import EvalReport, Metric
 from .samples import Sample, public_name
@@ -46,7 +44,7 @@ def summarise_trial(trial: Trial, sample: Sample, host: dict[str, Any], notes: l
         sha256=sample.sha256,
         context_length=sample.context_length,
         positions=_name(sample.info.get("positions")),
-        versions=_versions(),
+        versions=versions(),
         notes=list(notes),
         controls={
             name: {key: metrics[key] for key in CONTROL_KEYS if key in metrics} for name, metrics in baselines.items()
@@ -111,17 +109,4 @@ def _density_summary(density: Tensor) -> dict[str, Any]:
     return {
         "quantiles": quantiles,
         "histogram": {"0": int((exact == 0).sum()), **dict(zip(names, counts, strict=True))},
-    }
-
-
-def _versions() -> dict[str, str]:
-    try:
-        own = metadata.version("hf-sae")
-    except metadata.PackageNotFoundError:
-        own = "source"
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "hf_sae": own,
     }

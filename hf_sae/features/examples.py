@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from ..data import TokenBatch, TokenDataset
 from ..errors import DataError
@@ -120,6 +121,7 @@ def top_contexts(
     n_tokens: int = 100_000,
     n_examples: int = 10,
     window: int = 12,
+    progress: bool = True,
     **data: Any,
 ) -> TopContexts:
     """Reads text and keeps the contexts in which each latent is strongest, one per document and row, without repeats.
@@ -135,6 +137,7 @@ def top_contexts(
         n_tokens (`int`): read so many and the rest of their batch, BOS and padding not counted.
         n_examples (`int`): contexts per latent.
         window (`int`): tokens shown on each side of the peak.
+        progress (`bool`): show a bar, in tokens.
         data: for [`TokenDataset`]: `context_length`, `batch_size`, `packed`, `positions`, `column`, `split`, `seed`.
 
     Raises:
@@ -143,10 +146,12 @@ def top_contexts(
         ValueError: for a latent that does not exist, or no examples to keep.
     """
     store = ContextStore(_chosen(latents, sae.config.d_sae), sae.config.d_sae, n_examples, window)
-    for batch in TokenDataset(dataset, tokenizer, **data):
-        _add(store, sae, host, batch)
-        if store.tokens >= n_tokens:
-            break
+    with tqdm(total=n_tokens, desc="features", unit="tok", disable=not progress) as bar:
+        for batch in TokenDataset(dataset, tokenizer, **data):
+            _add(store, sae, host, batch)
+            bar.update(min(store.tokens, n_tokens) - bar.n)
+            if store.tokens >= n_tokens:
+                break
     if store.tokens == 0:
         raise DataError("the dataset has no tokens apart from BOS and padding. Give some text.")
     return TopContexts(store.without_silent() if latents is None else store, tokenizer)

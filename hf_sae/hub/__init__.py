@@ -2,7 +2,17 @@
 
 from .cards import FeatureExample, render_card, save_card
 from .collections import SAECollection, load_saes
+from .examples import example_features
 from .push import group, push_folder
 
 
-__all__ = ["FeatureExample", "SAECollection", "group", "load_saes", "push_folder", "render_card", "save_card"]
+__all__ = [
+    "FeatureExample",
+    "SAECollection",
+    "example_features",
+    "group",
+    "load_saes",
+    "push_folder",
+    "render_card",
+    "save_card",
+]

@@ -1,34 +1,40 @@
 """Model cards: what an autoencoder is, how to load it, how good it is, and what it was measured on.
 
-* A card is made from the files of a saved folder, so that it can be made again: the config, `eval_results.json`,
-  `examples.json`.
-* Below [`KEPT`] a card belongs to its reader: that text survives when the card is made again.
+A card is made from the files of a saved folder, so that it can be made again: the config, `eval_results.json`,
+`examples.json`, `training_log.json`, `feature_stats.safetensors`. What a reader adds to it stays (`hf_sae.hub.blocks`).
 """
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from ..models import SAE
+from ..errors import CheckpointError
+from ..models import SAE, registered
 from ..models.checkpoint import atomic_folder
-from . import facts
-from .markdown import code, escape, strip, table
+from . import facts, tables
+from .blocks import Document, block, merge, parse
+from .markdown import escape, strip
 
 
 if TYPE_CHECKING:
-    from huggingface_hub import EvalResult
-    from jinja2 import Template
+    from jinja2 import Environment
 
     from ..evaluation import EvalReport
+    from .plots import Plot
 
-README, RESULTS, EXAMPLES = "README.md", "eval_results.json", "examples.json"
-GENERATED = "<!-- hf-sae: this card is generated; hf-sae card makes it again -->"
-KEPT = "<!-- hf-sae: write your own text below this line; it is kept -->"
+README, RESULTS, EXAMPLES, LOG, ASSETS = (
+    "README.md",
+    "eval_results.json",
+    "examples.json",
+    "training_log.json",
+    "assets",
+)
+TAGS = ("hf-sae", "mechanistic-interpretability", "interpretability")
+KINDS = ("sparse-autoencoder", "transcoder")
 
 
 class Context(TypedDict):
@@ -58,6 +64,9 @@ def render_card(
     *,
     location: str | None = None,
     subfolder: str | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    plots: Sequence[Plot] = (),
+    before: str = "",
 ) -> str:
     """The README of a saved autoencoder.
 
@@ -69,28 +78,36 @@ def render_card(
         repo_id (`str`, *optional*): where it lives on the Hub.
         location (`str`, *optional*): what the quickstart loads where there is no `repo_id`; a folder.
         subfolder (`str`, *optional*): folder in the repo.
+        metadata (`Mapping[str, Any]`, *optional*): more keys of the header, such as `license` and `language`.
+        plots (`Sequence[Plot]`): pictures to show (`hf_sae.hub.plots`).
+        before (`str`): the README so far, whose own text and header are kept.
+
+    Raises:
+        CheckpointError: if the README so far has a header that is no YAML.
     """
     place = repo_id or location or "."
     name = place.rstrip("/").rsplit("/", 1)[-1].strip(".") or facts.title(sae)
-    shown = [_example(example) for example in examples or ()]
-    text = _template("card.md.jinja").render(
-        header=_header(sae, report, name),
-        generated=GENERATED,
-        kept=KEPT,
+    name += f" {subfolder}" if subfolder else ""
+    text = template("card.md.jinja").render(
         title=escape(name),
         summary=facts.summary(sae, escape),
+        links=facts.links(sae),
         quickstart=facts.quickstart(sae, place, subfolder),
-        conventions=facts.conventions(sae, report),
-        origin=facts.origin(sae, escape),
-        metrics=None if report is None else _metrics(report),
-        controls=None if report is None or not report.controls else _controls(report),
+        pinnable=repo_id is not None,
+        headline=None if report is None else tables.headline(report),
+        metrics=None if report is None else tables.metrics(report),
         measured=None if report is None else facts.measured(report, escape),
         notes=[] if report is None else [escape(note) for note in report.notes],
-        examples=shown,
-        training=[(escape(key), escape(value)) for key, value in facts.training(sae, training or {})],
+        examples=[_example(example) for example in examples or ()],
+        plots=plots,
+        conventions=facts.conventions(sae, report),
+        origin=facts.origin(sae, escape),
+        method=facts.method(sae),
+        training=[(escape(key), escape(value)) for key, value in facts.training(sae, training or {}, report)],
         is_transcoder=sae.config.is_transcoder,
     )
-    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+    fresh = Document(_header(sae, report, name) | dict(metadata or {}), parse(text).parts)
+    return str(merge(fresh, parse(before), known_tags()))
 
 
 def save_card(
@@ -102,136 +119,109 @@ def save_card(
     repo_id: str | None = None,
     *,
     subfolder: str | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    history: Sequence[Mapping[str, float]] | None = None,
+    overwrite: bool = False,
 ) -> Path:
-    """Writes the card, and what it is made from, into a saved folder; all files or none.
+    """Writes the card, its plots, and what they are made from, into a saved folder; all files or none.
 
-    Arguments as in [`render_card`].
+    Arguments as in [`render_card`], and:
+
+    Args:
+        folder (`str`): where the autoencoder is saved.
+        history (`list` of `dict`, *optional*): `SAETrainer.log_history`; the folder's `training_log.json` when not given.
+        overwrite (`bool`): replace a README that was written by hand; without it only its header is brought up to date.
 
     Raises:
-        CheckpointError: if the folder cannot be written.
+        CheckpointError: if the folder cannot be written, or the README there has a header that is no YAML.
     """
+    from .plots import PLOTS, card_plots
+
     folder = Path(folder)
+    plots = card_plots(sae, report, read_log(folder) if history is None else history)
+    readme = folder / README
+    there = readme.read_text(encoding="utf-8", errors="replace") if readme.exists() else ""
     text = render_card(
-        sae, report, training, examples, repo_id, location=f"./{folder.resolve().name}", subfolder=subfolder
+        sae,
+        report,
+        training,
+        examples,
+        repo_id,
+        location=f"./{folder.resolve().name}",
+        subfolder=subfolder,
+        metadata=metadata,
+        plots=plots,
+        before=there if not overwrite or is_generated_text(there) else "",
     )
-    text += "\n" + _kept(folder / README)
     with atomic_folder(folder) as temporary:
-        (temporary / README).write_text(text.rstrip("\n") + "\n", encoding="utf-8")
+        (temporary / README).write_text(text, encoding="utf-8")
         if report is not None:
             report.to_json(temporary / RESULTS)
-        if examples is not None:
-            (temporary / EXAMPLES).write_text(json.dumps(list(examples), indent=1) + "\n", encoding="utf-8")
-    return folder / README
+        for name, value in ((EXAMPLES, examples), (LOG, history)):
+            if value is not None:
+                (temporary / name).write_text(json.dumps(list(value), indent=1) + "\n", encoding="utf-8")
+        (temporary / ASSETS).mkdir()
+        for plot in plots:
+            (temporary / ASSETS / plot.file).write_bytes(plot.png)
+    for name in PLOTS - {plot.file for plot in plots}:  # of an earlier card
+        (folder / ASSETS / name).unlink(missing_ok=True)
+    return readme
 
 
 def is_generated(readme: str | Path) -> bool:
-    """Whether a README may be written over: it does not exist, or was made here."""
+    """Whether a README does not exist, is empty, or was made here."""
     readme = Path(readme)
     return not readme.exists() or is_generated_text(readme.read_text(encoding="utf-8", errors="replace"))
 
 
 def is_generated_text(text: str) -> bool:
     """Whether a README's text was made here, or is empty."""
-    return not text.strip() or GENERATED in text
+    found = parse(text)
+    return found.generated or not found.parts
 
 
-def render_collection_card(repo_id: str, index: Mapping[str, Mapping[str, Any]], before: str = "") -> str:
-    """The README of a repo with many autoencoders: what they are, in a table, and how to load one.
+def read_log(folder: Path) -> list[dict[str, float]]:
+    """The figures of training that `SAETrainer` wrote beside the weights; none where there are none.
 
-    Args:
-        repo_id (`str`): where it lives on the Hub.
-        index (`Mapping`): what is known of each, by its place (`hf_sae.hub.collections`).
-        before (`str`): the README so far, whose own text is kept.
+    Raises:
+        CheckpointError: if the file is damaged.
     """
-    from huggingface_hub import ModelCardData
-
-    from .collections import natural
-
-    places = sorted(index, key=natural)
-    models = {facts.hub_id(entry.get("base_model"), entry.get("base_revision")) for entry in index.values()}
-    bases = sorted(name for name in models if name)
-    extra: dict[str, Any] = {"base_model": bases, "base_model_relation": "adapter"} if bases else {}
-    kinds = sorted({escape(str(entry.get("architecture") or "")) for entry in index.values()} - {""})
-    tags = ["hf-sae", "sparse-autoencoder", *kinds, "mechanistic-interpretability", "interpretability"]
-    text = _template("collection.md.jinja").render(
-        header=ModelCardData(library_name="hf-sae", tags=tags, **extra).to_yaml().strip(),
-        generated=GENERATED,
-        kept=KEPT,
-        title=escape(repo_id.rsplit("/", 1)[-1]),
-        count=len(places),
-        hosts=[f"`{name}`" for name in bases],
-        repo=json.dumps(repo_id),
-        example=json.dumps(places[0]),
-        table=_overview(places, index),
-    )
-    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n\n" + _own_text(before).rstrip("\n") + "\n"
+    path = folder / LOG
+    if not path.is_file():
+        return []
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"cannot read {str(path)!r}: {error}. Delete it or train again.") from error
+    if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
+        raise CheckpointError(f"{str(path)!r} is no list of figures. Delete it or train again.")
+    return found
 
 
-def _overview(places: Sequence[str], index: Mapping[str, Mapping[str, Any]]) -> str:
-    rows = [["Folder", "Kind", "Place", "Latents", "k", "L0", "FVU", "ΔCE"]]
-    for place in places:
-        entry = index[place]
-        metrics = entry.get("metrics") or {}
-        where = str(entry.get("hook_in") or "")
-        if entry.get("hook_out") not in (None, entry.get("hook_in")):
-            where += f" → {entry['hook_out']}"
-        sizes = [
-            entry.get("d_sae"),
-            entry.get("k") or entry.get("target_l0"),
-            *map(metrics.get, ("l0", "fvu", "delta_ce")),
-        ]
-        numbers = [facts.number(value) if isinstance(value, int | float) else "" for value in sizes]
-        rows.append(
-            [code(place), escape(str(entry.get("architecture") or "")), code(where) if where else "", *numbers]
-        )
-    return table(rows, (False, False, False, *[True] * 5))
+def known_tags() -> frozenset[str]:
+    """Tags that cards made here may have: those that are not right any more are taken away."""
+    return frozenset((*TAGS, *KINDS, *(name.removeprefix("hf_sae_") for name in registered())))
 
 
-def _kept(readme: Path) -> str:
-    return _own_text(readme.read_text(encoding="utf-8", errors="replace")) if readme.exists() else ""
+def template(name: str) -> Any:
+    """One of the templates in `templates/`."""
+    return _environment().get_template(name)
 
 
-def _own_text(text: str) -> str:
-    _, found, own = text.partition(KEPT)
-    return own.strip("\n") if found else ""
-
-
-def _header(sae: SAE, report: EvalReport | None, name: str) -> str:
+def _header(sae: SAE, report: EvalReport | None, name: str) -> dict[str, Any]:
     from huggingface_hub import ModelCardData
 
     architecture = sae.config.model_type.removeprefix("hf_sae_")
-    kind = "transcoder" if sae.config.is_transcoder else "sparse-autoencoder"
     extra: dict[str, Any] = {}
     if base_model := facts.hub_id(sae.config.base_model, sae.config.base_revision):
         extra = {"base_model": base_model, "base_model_relation": "adapter"}
     if dataset := facts.hub_dataset(sae):
         extra["datasets"] = [dataset]
-    results: list[EvalResult] = [] if report is None else report.to_model_index(name)
+    results = [] if report is None else report.to_model_index(name)
     if results:
         extra |= {"model_name": name, "eval_results": results}
-    tags = ["hf-sae", kind, architecture, "mechanistic-interpretability", "interpretability"]
-    return ModelCardData(library_name="hf-sae", tags=tags, **extra).to_yaml().strip()
-
-
-def _metrics(report: EvalReport) -> str:
-    rows = [["Metric", "Value", "95 % interval", "Meaning"]]
-    for key, metric in report.metrics.items():
-        if metric.value is None:
-            continue
-        interval = "" if metric.low is None else f"{facts.number(metric.low)} to {facts.number(metric.high)}"
-        rows.append([f"`{key}`", facts.number(metric.value), interval, escape(facts.meaning(key))])
-    return table(rows, (False, True, True, False))
-
-
-def _controls(report: EvalReport) -> str:
-    names = list(report.controls)
-    keys = [key for key in report.metrics if any(key in values for values in report.controls.values())]
-    rows = [["Same tokens", "this one", *(escape(name) for name in names)]]
-    for key in keys:
-        values = [report.controls[name].get(key) for name in names]
-        cells = ["" if value is None else facts.number(value.value) for value in values]
-        rows.append([f"`{key}`", facts.number(report.metrics[key].value), *cells])
-    return table(rows, (False, *[True] * (len(names) + 1)))
+    tags = [TAGS[0], KINDS[sae.config.is_transcoder], architecture, *TAGS[1:]]
+    return ModelCardData(library_name="hf-sae", tags=tags, **extra).to_dict()
 
 
 def _example(example: FeatureExample) -> dict[str, Any]:
@@ -247,11 +237,17 @@ def _example(example: FeatureExample) -> dict[str, Any]:
 
 
 @lru_cache
-def _template(name: str) -> Template:
+def _environment() -> Environment:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     # every value is escaped for Markdown before it gets here, which HTML's autoescape does not do
     environment = Environment(
         loader=PackageLoader("hf_sae.hub"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    return environment.get_template(name)
+    shared: dict[str, Any] = {"block": _block}
+    environment.globals.update(shared)
+    return environment
+
+
+def _block(name: str, caller: Callable[[], str]) -> str:
+    return block(name, caller())

@@ -16,7 +16,7 @@ from .markdown import code
 if TYPE_CHECKING:
     from ..evaluation import EvalReport
 
-DEFAULT_HOST = "default_host"
+DEFAULT_HOST, HUB = "default_host", "https://huggingface.co"
 _WORDS = {
     "resid_pre": "the residual stream before block {}",
     "resid_mid": "the residual stream between attention and MLP of block {}",
@@ -37,6 +37,8 @@ _TRAINING = {
     "bf16": "bfloat16",
     "seed": "Seed",
     "seconds": "Wall-clock seconds",
+    "device": "Hardware",
+    "processes": "Processes",
 }
 
 
@@ -107,6 +109,23 @@ def summary(sae: SAE, escape: Callable[[str], str]) -> str:
     latents = f"{config.d_sae:,} latents" + (f", {active[0]}," if active else "")
     article = "An" if type(sae).__name__[0] in "AEIO" else "A"
     return f"{article} {type(sae).__name__.removesuffix('SAE')} {kind} with {latents} {verb} {place} of {host}."
+
+
+def links(sae: SAE) -> list[str]:
+    """Links to the host and the training data, where those are on the Hub, and the size in a word each."""
+    out = []
+    if name := hub_id(sae.config.base_model, sae.config.base_revision):
+        out.append(f"Host [{name}]({HUB}/{name})")
+    if dataset := hub_dataset(sae):
+        out.append(f"Training data [{dataset}]({HUB}/datasets/{dataset})")
+    return out
+
+
+def method(sae: SAE) -> str:
+    """The architecture and the paper that it comes from."""
+    name, paper = type(sae).__name__.removesuffix("SAE"), type(sae).paper
+    found = re.search(r"arXiv:(\d{4}\.\d{4,5})", paper)
+    return f"{name}: " + (f"[{paper}](https://arxiv.org/abs/{found[1]})." if found else f"{paper}.") if paper else ""
 
 
 def quickstart(sae: SAE, place: str, subfolder: str | None = None) -> str:
@@ -181,13 +200,14 @@ def measured(report: EvalReport, escape: Callable[[str], str]) -> str:
     dataset = report.dataset
     name = escape(str(dataset.get("name") or dataset.get("dataset") or "a dataset without a name"))
     split = f", split {escape(str(dataset['split']))}" if dataset.get("split") else ""
+    numerics = f", {escape(str(report.sae['dtype']))}" if report.sae.get("dtype") else ""
     return (
         f"Measured on {report.n_tokens:,} tokens of {report.n_documents:,} documents ({name}{split}), context length "
-        f"{report.context_length}, seed {report.seed}. Intervals resample documents."
+        f"{report.context_length}{numerics}, seed {report.seed}. Intervals resample documents."
     )
 
 
-def training(sae: SAE, extra: Mapping[str, Any]) -> list[tuple[str, str]]:
+def training(sae: SAE, extra: Mapping[str, Any], report: EvalReport | None = None) -> list[tuple[str, str]]:
     """Rows of the training table; what is not known is left out."""
     provenance, data = sae.config.provenance or {}, data_of(sae)
     known = {**(provenance.get("training") or {}), **extra}
@@ -200,6 +220,13 @@ def training(sae: SAE, extra: Mapping[str, Any]) -> list[tuple[str, str]]:
         rows += [("Data revision", str(data["revision"]))] if data.get("revision") else []
     for key, value in known.items():
         if value is not None and isinstance(value, str | int | float):
-            shown = number(value) if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
-            rows.append((_TRAINING.get(key, key.replace("_", " ").capitalize()), shown))
+            rows.append((_TRAINING.get(key, key.replace("_", " ").capitalize()), _shown(value)))
+    if "versions" not in known and report is not None and report.versions:
+        rows.append(("Versions", ", ".join(f"{library} {version}" for library, version in report.versions.items())))
     return rows
+
+
+def _shown(value: str | float) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return number(value) if isinstance(value, int | float) else value

@@ -135,7 +135,9 @@ def _root(
     from huggingface_hub import CommitOperationAdd
 
     from ..conversion.files import open_files
-    from .cards import is_generated_text, render_collection_card
+    from .cards import ASSETS, is_generated_text
+    from .collection_cards import render_collection_card
+    from .plots import frontier
 
     files = open_files(repo_id, "", revision, **({"token": api.token} if api.token is not None else {}))
     known = read_index(files)
@@ -144,8 +146,11 @@ def _root(
     index = (known or {}) | index
     before = files.text(README) if README in files.names else ""
     out = [CommitOperationAdd(CONFIG, index_json(index).encode())]
-    if README not in written and is_generated_text(before):
-        out.append(CommitOperationAdd(README, render_collection_card(repo_id, index, before).encode()))
+    if README not in written:
+        plot = frontier(index)
+        out.append(CommitOperationAdd(README, render_collection_card(repo_id, index, before, plot).encode()))
+        if plot is not None and is_generated_text(before):
+            out.append(CommitOperationAdd(f"{ASSETS}/{plot.file}", plot.png))
     return out
 
 

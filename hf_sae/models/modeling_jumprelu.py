@@ -96,6 +96,7 @@ class JumpReLUSAE(SAE):
     """An autoencoder whose latents are pre-activations above a learnt threshold."""
 
     config: JumpReLUConfig
+    paper: ClassVar[str] = "Rajamanoharan et al. 2024, Jumping ahead, arXiv:2407.14435"
     _keep_in_fp32_modules_strict: ClassVar[list[str]] = ["threshold"]
 
     def __init__(self, config: JumpReLUConfig) -> None:

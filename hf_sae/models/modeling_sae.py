@@ -33,6 +33,7 @@ from .sparse_ops import decode_rows
 
 
 Norm = tuple[Tensor, Tensor]
+CARD_OPTIONS = ("report", "examples", "history", "metadata")
 PUSH_OPTIONS = ("private", "token", "revision", "create_pr", "commit_message")
 
 
@@ -66,6 +67,7 @@ class SAE(PreTrainedModel):
     main_input_name = "hidden_states"
     _no_split_modules: ClassVar[list[str]] = []
     unit_norm_decoder = True
+    paper: ClassVar[str] = ""  # that the architecture comes from, for its card: authors, year, title, arXiv number
     # Adam's steps have one size for all entries. Decoder entries are about 1/sqrt(d_out), encoder entries several times
     # smaller (see `TopKSAE.initialize_from`): equal relative steps need unequal rates. The factor was measured.
     learning_rate_factors: ClassVar[dict[str, float]] = {"decoder.weight": 3.0}
@@ -318,6 +320,8 @@ class SAE(PreTrainedModel):
                 super().save_pretrained(folder, *args, **kwargs)
             if self.feature_stats is not None:
                 save_file({k: v.contiguous().cpu() for k, v in self.feature_stats.items()}, folder / FEATURE_STATS)
+        if self.feature_stats is None:  # those of other weights, which stood there before
+            Path(save_directory, FEATURE_STATS).unlink(missing_ok=True)
         if push:
             self.push_to_hub(repo_id, **upload, **kwargs)
 
@@ -326,18 +330,17 @@ class SAE(PreTrainedModel):
         merge_adapter(self)
         return self
 
-    def push_to_hub(
-        self, repo_id: str, *, subfolder: str | None = None, report: Any = None, examples: Any = None, **kwargs: Any
-    ) -> str:
+    def push_to_hub(self, repo_id: str, *, subfolder: str | None = None, **kwargs: Any) -> str:
         """Uploads the model with a card of its own in one commit and returns the commit's address.
 
         Args:
             repo_id (`str`): `user/name`; created where it does not exist.
             subfolder (`str`, *optional*): folder in the repo, for a repo with several SAEs; its index is brought up to date.
-            report (`EvalReport`, *optional*): figures for the card, and `eval_results.json`.
-            examples (`list[FeatureExample]`, *optional*): features that the card shows.
-            kwargs: `private`, `token`, `revision`, `create_pr`, `commit_message` as in `hf_sae.hub.push_folder`; the rest, such
-                as `max_shard_size`, `variant` and `include_code`, is for `save_pretrained`.
+            kwargs: for the card, `report` (`EvalReport`, also written as `eval_results.json`), `examples` (features to
+                show, `hf_sae.hub.example_features`), `history` (`SAETrainer.log_history`) and `metadata` (keys of its
+                header, such as `license`); `private`, `token`, `revision`, `create_pr`, `commit_message` as in
+                `hf_sae.hub.push_folder`; the rest, such as `max_shard_size`, `variant` and `include_code`, is for
+                `save_pretrained`.
 
         Raises:
             CheckpointError: for a name that is no repo id, or a card that the Hub does not take.
@@ -348,7 +351,8 @@ class SAE(PreTrainedModel):
         except ImportError as error:  # this file also travels to the Hub as code, without the rest of the package
             raise CheckpointError("push_to_hub writes a model card: pip install hf-sae.") from error
         upload = {key: kwargs.pop(key) for key in PUSH_OPTIONS if key in kwargs}
+        card = {key: kwargs.pop(key) for key in CARD_OPTIONS if key in kwargs}
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, **kwargs)
-            save_card(folder, self, report, None, examples, repo_id, subfolder=subfolder)
+            save_card(folder, self, repo_id=repo_id, subfolder=subfolder, **card)
             return push_folder(folder, repo_id, subfolder=subfolder, **upload)

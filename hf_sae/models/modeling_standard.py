@@ -6,6 +6,7 @@ it keeps: on an orthonormal dictionary the minimiser is soft-thresholding, `ReLU
 """
 
 import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -43,6 +44,9 @@ class StandardSAE(SAE):
     """An autoencoder whose latents are rectified pre-activations."""
 
     config: StandardConfig
+    paper: ClassVar[str] = (
+        "Cunningham et al. 2023, Sparse autoencoders find highly interpretable features, arXiv:2309.08600"
+    )
 
     def __init__(self, config: StandardConfig) -> None:
         super().__init__(config)

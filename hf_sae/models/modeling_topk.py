@@ -8,6 +8,8 @@ the dead latents' pre-activations reconstruct what the live ones left over.
 * AuxK is a compact dense product over the dead rows: its gradient reaches encoder and decoder of dead latents only.
 """
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -62,6 +64,7 @@ class TopKSAE(SAE):
     """An autoencoder with exactly `config.k` selected latents per token."""
 
     config: TopKConfig
+    paper: ClassVar[str] = "Gao et al. 2024, Scaling and evaluating sparse autoencoders, arXiv:2406.04093"
 
     def __init__(self, config: TopKConfig) -> None:
         super().__init__(config)

@@ -23,11 +23,10 @@ LAST = "last-checkpoint"
 
 
 def write_card(folder: Path, sae: SAE, args: SAETrainingArguments, subfolder: str | None) -> None:
-    """The card of a final model, unless one was written by hand: nothing goes up without one."""
-    from ..hub.cards import README, is_generated, save_card
+    """The card of a final model: nothing goes up without one."""
+    from ..hub.cards import save_card
 
-    if is_generated(folder / README):
-        save_card(folder, sae, repo_id=args.hub_model_id, subfolder=subfolder)
+    save_card(folder, sae, repo_id=args.hub_model_id, subfolder=subfolder)
 
 
 def push(folder: Path, args: SAETrainingArguments) -> None:

@@ -27,6 +27,7 @@ from ..models.adapters import has_adapter, load_adapter_tensors
 from . import checkpoint, remote
 from .arguments import SAETrainingArguments
 from .health import Health
+from .records import describe_run, history_of, write_log
 from .signals import StopSignals
 from .trainee import Batch, Trainee
 
@@ -183,10 +184,7 @@ class SAETrainer:
             provenance |= self.stream.info()
             config.base_model = config.base_model or provenance.get("base_model")
             config.base_revision = config.base_revision or provenance.get("base_revision")
-        keep = ("total_tokens", "tokens_per_batch", "adam_beta1", "adam_beta2", "bf16", "seed", "max_grad_norm")
-        training = {key: getattr(self.args, key) for key in keep}
-        training["learning_rate"] = self.args.peak_learning_rate(config.d_sae)
-        provenance["training"] = training
+        provenance["training"] = describe_run(self.args, config.d_sae, self.accelerator)
         config.provenance = provenance
 
     def figures(self) -> dict[str, float]:
@@ -217,7 +215,9 @@ class SAETrainer:
         """Writes the SAE to `output_dir`, or each of many to a subfolder of its name."""
         if self.accelerator.is_main_process:
             for trainee in self.trainees:
-                trainee.sae.save_pretrained(self._place(trainee, Path(output_dir or self.args.output_dir)))
+                place = self._place(trainee, Path(output_dir or self.args.output_dir))
+                trainee.sae.save_pretrained(place)
+                write_log(place, history_of(self.log_history, None if self._single else trainee.name))
 
     def save_checkpoint(self) -> Path:
         """Writes `checkpoint-<step>` with all that a bit-exact resume needs; returns its folder."""

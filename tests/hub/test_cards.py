@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ import yaml
 from hf_sae.errors import CheckpointError
 from hf_sae.evaluation import EvalReport, Metric
 from hf_sae.hub import facts, push_folder, render_card, save_card
-from hf_sae.hub.cards import KEPT, README, is_generated
+from hf_sae.hub.cards import LOG, README, RESULTS, is_generated
 from hf_sae.hub.markdown import escape, strip
 from hf_sae.models import AutoSAE, StandardConfig, StandardSAE, TopKConfig, TopKSAE
+from hf_sae.training import SAETrainer, SAETrainingArguments
 
 
 HOSTILE = "<img src=x onerror=alert(1)> | `*_[a](javascript:b)\n@all"
@@ -41,7 +43,7 @@ def make_report(**fields: Any) -> EvalReport:
         "sae": {},
         "sha256": "0",
         "context_length": 128,
-        "controls": {"pca": {"fvu": Metric(0.5)}},
+        "controls": {"pca": {"fvu": Metric(0.5), "l0": Metric(4.0)}},
         "notes": ["a note"],
     }
     return EvalReport(**options | fields)
@@ -86,7 +88,8 @@ def test_a_canonical_id_counts_where_its_commit_is_known():
 def test_the_metrics_table_has_values_intervals_and_controls():
     card = render_card(make_sae(), make_report())
     assert re.search(r"\| `fvu` \| 0\.25 \| 0\.2 to 0\.3 \| variance not explained \|", card)
-    assert re.search(r"\| `fvu` \| 0\.25 \| 0\.5 \|", card)
+    assert "|  | Value | 95 % interval | PCA, equal L0 |" in card
+    assert re.search(r"\| variance not explained \(FVU\) \| \*\*0\.25\*\* \| 0\.2 to 0\.3 \| 0\.5 \|", card)
     assert "`ce_recovered`" not in card
     assert "1,234 tokens of 56 documents" in card
     assert "> a note" in card
@@ -154,7 +157,10 @@ def test_hostile_text_is_text():
     card = render_card(make_sae(), report, {"who": HOSTILE}, [example])
     body = card.split("---", 2)[2]
     assert "<img" not in body
-    assert "](" not in body
+    links = re.findall(r"\]\(([^)]*)\)", body)
+    assert [
+        link for link in links if not link.startswith(("https://huggingface.co/org/", "https://arxiv.org/", "./"))
+    ] == []
     assert html.unescape(escape(HOSTILE)) == HOSTILE.replace("\n", "⏎")
     assert len([line for line in body.splitlines() if line.startswith("|") and line.count("|") > 5]) == 0
 
@@ -169,21 +175,103 @@ def test_own_text_survives_and_the_rest_is_made_again(tmp_path: Path):
     sae = make_sae()
     sae.save_pretrained(tmp_path)
     path = save_card(tmp_path, sae, make_report())
-    path.write_text(path.read_text().replace("## Limits", "## Gone") + "\nMy own words.\n")
+    text = path.read_text().replace("## Limits", "## Gone").replace("## Quickstart", "## Quickstart, mangled")
+    text = text.replace("<!-- hf-sae:quickstart:start -->", "Why I made this.\n\n<!-- hf-sae:quickstart:start -->")
+    text = text.replace("library_name: hf-sae", "license: mit\nlibrary_name: hf-sae\nbase_model: somebody/else")
+    path.write_text(text + "\nMy own words.\n")
     save_card(tmp_path, sae, make_report(n_tokens=999))
     text = path.read_text()
-    assert "My own words." in text.split(KEPT)[1]
-    assert text.count(KEPT) == 1
+    assert text.index("Why I made this.") < text.index("## Quickstart\n") < text.index("## Limits")
+    assert text.rstrip().endswith("My own words.")
     assert "## Gone" not in text
+    assert "mangled" not in text
     assert "999 tokens" in text
-    again = save_card(tmp_path, sae, make_report(n_tokens=999)).read_text()
-    assert again == text
+    assert (header_of(text)["license"], header_of(text)["base_model"]) == ("mit", "org/model")
+    assert save_card(tmp_path, sae, make_report(n_tokens=999)).read_text() == text
 
 
-def test_a_readme_written_by_hand_is_recognised(tmp_path: Path):
+def test_a_readme_written_by_hand_keeps_its_text_and_gets_a_header(tmp_path: Path):
+    sae = make_sae()
+    sae.save_pretrained(tmp_path)
     assert is_generated(tmp_path / README)
-    (tmp_path / README).write_text("# Mine\n")
+    (tmp_path / README).write_text("---\nlicense: mit\ntags: [mine]\n---\n\n# Mine\n")
     assert not is_generated(tmp_path / README)
+    text = save_card(tmp_path, sae, make_report()).read_text()
+    assert text.split("---")[2].strip() == "# Mine"
+    header = header_of(text)
+    assert (header["license"], header["library_name"], header["tags"][-1]) == ("mit", "hf-sae", "mine")
+    assert header["model-index"][0]["results"]
+    assert "## Quickstart" in save_card(tmp_path, sae, overwrite=True).read_text()
+
+
+def test_a_header_alone_is_no_text_of_the_readers(tmp_path: Path):
+    sae = make_sae()
+    sae.save_pretrained(tmp_path)
+    (tmp_path / README).write_text("---\nlicense: apache-2.0\n---\n")
+    text = save_card(tmp_path, sae).read_text()
+    assert header_of(text)["license"] == "apache-2.0"
+    assert "## Quickstart" in text
+
+
+def test_a_damaged_header_is_an_error_and_nothing_is_lost(tmp_path: Path):
+    sae = make_sae()
+    sae.save_pretrained(tmp_path)
+    (tmp_path / README).write_text("---\nlicense: [mit\n---\n# Mine\n")
+    with pytest.raises(CheckpointError, match=r"header of README\.md is no YAML"):
+        save_card(tmp_path, sae)
+    assert (tmp_path / README).read_text() == "---\nlicense: [mit\n---\n# Mine\n"
+
+
+def test_metadata_is_the_callers_and_stays(tmp_path: Path):
+    sae = make_sae()
+    sae.save_pretrained(tmp_path)
+    save_card(tmp_path, sae, metadata={"license": "mit", "language": ["en"]})
+    header = header_of(save_card(tmp_path, sae).read_text())
+    assert (header["license"], header["language"]) == ("mit", ["en"])
+
+
+def test_figures_of_a_report_that_is_gone_leave_card_and_header(tmp_path: Path):
+    sae = make_sae()
+    sae.save_pretrained(tmp_path)
+    assert "model-index" in header_of(save_card(tmp_path, sae, make_report()).read_text())
+    text = save_card(tmp_path, sae).read_text()
+    assert "model-index" not in header_of(text)
+    assert "## Evaluation" not in text
+    assert not (tmp_path / "assets" / "l0_fvu.png").exists()
+
+
+HISTORY = [{"step": i, "tokens": 100 * i, "loss": 1 / i, "fvu": 0.9 / i, "l0": 4.0} for i in (1, 2, 3)]
+
+
+def test_a_card_shows_the_plots_that_there_are_figures_for(tmp_path: Path):
+    sae = make_sae()
+    sae.save_pretrained(tmp_path)
+    assert "## Plots" not in save_card(tmp_path, sae).read_text()
+    assert not list(tmp_path.glob("assets/*"))
+    sae.feature_stats = {"density": torch.full((32,), 0.01), "maximum": torch.ones(32)}
+    text = save_card(tmp_path, sae, make_report(), history=HISTORY).read_text()
+    shown = re.findall(r"!\[(.+)\]\(\./(assets/\w+\.png)\)", text)
+    assert [Path(file).stem for _, file in shown] == ["training", "l0_fvu", "density"]
+    assert all((tmp_path / file).is_file() for _, file in shown)
+    assert "from 1 to 0.3333" in shown[0][0]
+    assert (tmp_path / LOG).is_file()
+    assert "## Plots" in save_card(tmp_path, sae).read_text(), "the log of training is kept beside the weights"
+
+
+def test_training_again_takes_away_what_was_measured_before(tmp_path: Path):
+    x = [torch.randn(64, 8) for _ in range(4)]
+    sae = make_sae(base_model=None)
+    sae.feature_stats = {"density": torch.full((32,), 0.01), "maximum": torch.ones(32)}
+    sae.save_pretrained(tmp_path)
+    save_card(tmp_path, sae, make_report(), examples=[])
+    again = make_sae(base_model=None)
+    SAETrainer(again, SAETrainingArguments(output_dir=str(tmp_path), total_tokens=256, tokens_per_batch=64), x).train()
+    assert not (tmp_path / RESULTS).exists()
+    assert not (tmp_path / "examples.json").exists()
+    assert AutoSAE.from_pretrained(str(tmp_path)).feature_stats is None
+    log = json.loads((tmp_path / LOG).read_text())
+    assert (log[-1]["step"], log[-1]["tokens"]) == (4, 256)
+    assert {"loss", "fvu", "l0", "dead_fraction"} <= log[-1].keys()
 
 
 def test_a_card_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
