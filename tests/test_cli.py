@@ -103,11 +103,14 @@ def test_version(run: Any):
 def test_train_leaves_model_checkpoints_statistics_report_and_card(saved: Path):
     assert sorted(path.name for path in saved.iterdir()) == [
         "README.md",
+        "assets",
         "checkpoint-8",
         "config.json",
         "eval_results.json",
+        "examples.json",
         "feature_stats.safetensors",
         "model.safetensors",
+        "training_log.json",
     ]
     sae = AutoSAE.from_pretrained(str(saved))
     assert isinstance(sae, TopKSAE)
@@ -353,11 +356,24 @@ def test_card_keeps_what_was_written_by_hand(run: Any, saved: Path, tmp_path: Pa
     assert f"{json.loads(report.read_text())['n_tokens']:,} tokens" in (saved / "README.md").read_text()
     before = (saved / "README.md").read_text()
     (saved / "README.md").write_text("# Mine")
-    refused = run("card", saved)
-    assert refused.code == 2
-    assert "--overwrite" in refused.err
+    said = run("card", saved)
+    assert "--overwrite" in said.out
+    text = (saved / "README.md").read_text()
+    assert text.endswith("---\n\n# Mine\n"), "only the header is new"
+    assert "library_name: hf-sae" in text
     assert run("card", saved, "--overwrite").code == 0
     assert (saved / "README.md").read_text() == before
+
+
+def test_card_preview_writes_a_page_and_nothing_else(run: Any, saved: Path, tmp_path: Path):
+    before = {path: path.stat().st_mtime_ns for path in saved.rglob("*")}
+    result = run("card", saved, "--license", "mit", "--features", "2", "--preview", tmp_path / "card.html", "--json")
+    assert result.json == {"preview": str(tmp_path / "card.html")}
+    page = (tmp_path / "card.html").read_text()
+    assert "license: mit" in page
+    assert page.count("<strong>Feature ") <= 2
+    assert page.count("data:image/png") == 1, "density; a run of one logged step has no curve"
+    assert {path: path.stat().st_mtime_ns for path in saved.rglob("*")} == before
 
 
 @pytest.mark.slow

@@ -24,7 +24,7 @@ from ..features import LatentExamples, top_contexts
 from ..features.choice import Consistent, choose_features, consistent_features
 from ..hub import save_card
 from ..hub.cards import README, is_generated
-from ..hub.examples import for_card
+from ..hub.examples import N_FEATURES, for_card
 from ..models import SAE, TopKConfig, TopKSAE
 from ..steering import OfMax, add, steer
 from ..training import SAETrainer, SAETrainingArguments
@@ -153,7 +153,7 @@ def run_demo(
     training = (sae.config.provenance or {})["training"]
     training["seconds"] = round(watch.seconds["training"], 1)
     sae.save_pretrained(output)
-    save_card(output, sae, report, examples=[for_card(f, settings.n_contexts) for f in features])
+    save_card(output, sae, report, examples=[for_card(f, settings.n_contexts) for f in features[:N_FEATURES]])
     return DemoResult(sae, report, features, effect, texts, output, watch.seconds)
 
 

@@ -33,13 +33,14 @@ def render_collection_card(
     places = sorted(index, key=natural)
     models = {facts.hub_id(entry.get("base_model"), entry.get("base_revision")) for entry in index.values()}
     bases = sorted(name for name in models if name)
+    own = any(entry.get("base_model") == facts.DEFAULT_HOST for entry in index.values())
     extra: dict[str, Any] = {"base_model": bases, "base_model_relation": "adapter"} if bases else {}
     architectures = sorted({escape(str(entry.get("architecture") or "")) for entry in index.values()} - {""})
     tags = [TAGS[0], KINDS[0], *architectures, *TAGS[1:]]
     text = template("collection.md.jinja").render(
         title=escape(repo_id.rsplit("/", 1)[-1]),
         count=len(places),
-        hosts=[f"`{name}`" for name in bases],
+        hosts=[f"`{name}`" for name in bases] + [facts.OWN_HOST] * own,
         repo=json.dumps(repo_id),
         example=json.dumps(places[0]),
         table=tables.overview(places, index),

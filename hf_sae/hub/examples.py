@@ -13,11 +13,18 @@ if TYPE_CHECKING:
     from ..models import SAE
 
 DENSITIES = (1e-4, 2e-2)  # a feature that fires on a smaller or larger share of the tokens is not shown
-N_CONTEXTS = 2
+N_FEATURES, N_CONTEXTS = 6, 2
 
 
 def example_features(
-    sae: SAE, host: Any, tokenizer: Any, dataset: Any, *, n_features: int = 6, n_tokens: int = 100_000, **data: Any
+    sae: SAE,
+    host: Any,
+    tokenizer: Any,
+    dataset: Any,
+    *,
+    n_features: int = N_FEATURES,
+    n_tokens: int = 100_000,
+    **data: Any,
 ) -> list[FeatureExample]:
     """Features whose strongest contexts agree most, no two with the same token, from frequent to rare.
 

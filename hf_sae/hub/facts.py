@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ..evaluation import EvalReport
 
 DEFAULT_HOST, HUB = "default_host", "https://huggingface.co"
+OWN_HOST = "the small language model that ships with hf-sae"
 _WORDS = {
     "resid_pre": "the residual stream before block {}",
     "resid_mid": "the residual stream between attention and MLP of block {}",
@@ -100,7 +101,7 @@ def summary(sae: SAE, escape: Callable[[str], str]) -> str:
     sparsity = {"k": "{} active on each token", "target_l0": "about {} active on each token"}
     active = [text.format(f"{v:g}") for key, text in sparsity.items() if (v := getattr(config, key, None))]
     host = config.base_model and (hub_id(config.base_model, config.base_revision) or Path(config.base_model).name)
-    host = {None: "its host", DEFAULT_HOST: "the small language model that ships with hf-sae"}.get(host, f"`{host}`")
+    host = {None: "its host", DEFAULT_HOST: OWN_HOST}.get(host, f"`{host}`")
     place = f"`{config.hook_in}`" + (f" ({words})" if (words := in_words(config.hook_in)) else "")
     verb = "that reconstructs"
     if config.is_transcoder:
@@ -204,6 +205,7 @@ def measured(report: EvalReport, escape: Callable[[str], str]) -> str:
     return (
         f"Measured on {report.n_tokens:,} tokens of {report.n_documents:,} documents ({name}{split}), context length "
         f"{report.context_length}{numerics}, seed {report.seed}. Intervals resample documents."
+        + (" Baselines spend as many numbers per token." if report.controls else "")
     )
 
 

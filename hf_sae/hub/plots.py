@@ -58,7 +58,7 @@ def card_plots(sae: SAE, report: EvalReport | None = None, history: Sequence[Map
     stats = sae.feature_stats or (report.feature_stats if report is not None else None) or {}
     drawn = [
         training_curve(history),
-        None if report is None else error_against_l0(report, history),
+        None if report is None else error_against_l0(report),
         None if "density" not in stats else density_histogram(stats["density"]),
     ]
     return [plot for plot in drawn if plot is not None]
@@ -91,25 +91,21 @@ def training_curve(history: Sequence[Mapping[str, float]]) -> Plot | None:
     return Plot("training.png", alt, _png(draw))
 
 
-def error_against_l0(report: EvalReport, history: Sequence[Mapping[str, float]] = ()) -> Plot | None:
-    """Variance not explained against active latents: this one, its baselines, its way there; `None` for a lone point."""
+def error_against_l0(report: EvalReport) -> Plot | None:
+    """Variance not explained against active latents: this one and its baselines; `None` for a lone point."""
     sae = _point(report.metrics)
     others = {name: point for name, values in report.controls.items() if (point := _point(values))}
-    path = [(row["l0"], row["fvu"]) for row in history if _finite(row, "l0", "fvu")][-MOST_POINTS:]
-    moved = bool(path) and max(l0 for l0, _ in path) > 1.05 * min(l0 for l0, _ in path)
-    if sae is None or not (others or moved):
+    if sae is None or not others:
         return None
 
     def draw(axes: Axes) -> None:
         points = [sae, *others.values()]
         axes.set_xlim(0, 2.2 * max(l0 for l0, _ in points))
         axes.set_ylim(0, 1.15 * max(fvu for _, fvu in points))
-        if moved:
-            axes.plot(*zip(*path, strict=True), color="#FDBB84", linewidth=1.2, zorder=2)
         for name, point in {"this autoencoder": sae, **others}.items():
             mine = point is sae
             axes.plot(*point, "o", color=ACCENT if mine else QUIET, zorder=4, clip_on=False)
-            words = f"{NAMES.get(name, name)}, FVU {facts.number(round(point[1], 3))}"
+            words = f"{NAMES.get(name, name)}, FVU {point[1]:.3g}"
             _label(axes, *point, words, ACCENT if mine else QUIET, bold=mine)
         axes.set_xlabel("active latents per token (L0)")
         axes.set_ylabel("FVU")

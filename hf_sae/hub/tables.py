@@ -12,16 +12,16 @@ from .markdown import code, escape, table
 if TYPE_CHECKING:
     from ..evaluation import EvalReport, Metric
 
-# what a reader wants to know first, in plain words
+# what a reader wants to know first, short enough for a phone
 HEADLINE = {
-    "l0": "latents firing on a token (L0)",
-    "fvu": "variance not explained (FVU)",
-    "delta_ce": "loss added to the host, nats per token (ΔCE)",
-    "ce_recovered": "loss recovered, against zeros",
-    "ce_recovered_mean": "loss recovered, against the mean",
+    "l0": "L0, latents per token",
+    "fvu": "FVU, variance not explained",
+    "delta_ce": "ΔCE, nats per token",
+    "ce_recovered": "CE recovered, against zeros",
+    "ce_recovered_mean": "CE recovered, against the mean",
     "dead_fraction": "latents that never fired",
 }
-CONTROLS = {"pca": "PCA, equal L0", "linear": "linear map, equal rank", "random": "random weights, equal L0"}
+CONTROLS = {"pca": "PCA", "linear": "linear map", "random": "random"}
 
 
 def headline(report: EvalReport) -> str:
@@ -33,9 +33,10 @@ def headline(report: EvalReport) -> str:
         if metric is None or metric.value is None:
             continue
         others = [values.get(key) for values in beside.values()]
-        cells = ["" if other is None or other.value is None else facts.number(other.value) for other in others]
-        value = f"{metric.value:.1%}" if key == "dead_fraction" else facts.number(metric.value)
-        rows.append([words, f"**{value}**", interval(metric), *cells])
+        cells = ["" if other is None or other.value is None else f"{other.value:.3g}" for other in others]
+        value = f"{metric.value:.1%}" if key == "dead_fraction" else f"{metric.value:.3g}"
+        span = "" if metric.low is None else f"{metric.low:.3g} to {metric.high:.3g}"
+        rows.append([words, f"**{value}**", span, *cells])
     return table(rows, (False, *[True] * (len(rows[0]) - 1)))
 
 

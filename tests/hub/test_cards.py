@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import random
 import re
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,16 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from hf_sae.errors import CheckpointError
 from hf_sae.evaluation import EvalReport, Metric
-from hf_sae.hub import facts, push_folder, render_card, save_card
+from hf_sae.hub import example_features, facts, push_folder, render_card, save_card
 from hf_sae.hub.cards import LOG, README, RESULTS, is_generated
 from hf_sae.hub.markdown import escape, strip
 from hf_sae.models import AutoSAE, StandardConfig, StandardSAE, TopKConfig, TopKSAE
 from hf_sae.training import SAETrainer, SAETrainingArguments
+from tests import toy_text
 
 
 HOSTILE = "<img src=x onerror=alert(1)> | `*_[a](javascript:b)\n@all"
@@ -88,8 +91,8 @@ def test_a_canonical_id_counts_where_its_commit_is_known():
 def test_the_metrics_table_has_values_intervals_and_controls():
     card = render_card(make_sae(), make_report())
     assert re.search(r"\| `fvu` \| 0\.25 \| 0\.2 to 0\.3 \| variance not explained \|", card)
-    assert "|  | Value | 95 % interval | PCA, equal L0 |" in card
-    assert re.search(r"\| variance not explained \(FVU\) \| \*\*0\.25\*\* \| 0\.2 to 0\.3 \| 0\.5 \|", card)
+    assert "|  | Value | 95 % interval | PCA |" in card
+    assert re.search(r"\| FVU, variance not explained \| \*\*0\.25\*\* \| 0\.2 to 0\.3 \| 0\.5 \|", card)
     assert "`ce_recovered`" not in card
     assert "1,234 tokens of 56 documents" in card
     assert "> a note" in card
@@ -293,3 +296,37 @@ def test_a_card_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyte
 def test_push_refuses_a_folder_without_a_model(tmp_path: Path):
     with pytest.raises(CheckpointError, match=r"no config\.json"):
         push_folder(tmp_path, "user/name")
+
+
+def one_latent_per_token(width: int = 128) -> tuple[TopKSAE, LlamaForCausalLM]:
+    """A host whose embeddings are one-hot, and an autoencoder on them whose latent i fires on token i alone."""
+    config = LlamaConfig(
+        vocab_size=toy_text.FIRST_WORD + toy_text.WORDS, hidden_size=width, intermediate_size=8, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=64,
+    )  # fmt: skip
+    host = LlamaForCausalLM(config).eval()
+    sae = TopKSAE(TopKConfig(d_in=width, d_sae=width, k=1, hook_in="embed")).eval()
+    with torch.no_grad():
+        host.get_input_embeddings().weight.zero_()[:width].copy_(torch.eye(width))
+        sae.encoder.weight.copy_(torch.eye(width))
+        sae.decoder.weight.copy_(torch.eye(width))
+    return sae, host
+
+
+def test_example_features_are_those_whose_contexts_agree():
+    sae, host = one_latent_per_token()
+    rng = random.Random(0)
+    texts = [[rng.randrange(100) for _ in range(40)] for _ in range(60)]
+    dataset = [toy_text.word(*numbers) for numbers in texts]
+    options = {"n_features": 4, "n_tokens": 10_000, "context_length": 32, "progress": False}
+    found = example_features(sae, host, toy_text.tokenizer(), dataset, **options)
+    assert len(found) == 4
+    for example in found:
+        number = example["feature"] - toy_text.FIRST_WORD
+        share = sum(numbers.count(number) for numbers in texts) / 2400
+        assert example["label"].startswith(f"'w{number}' 100% of 10 peaks")
+        assert example["density"] == pytest.approx(share, rel=0.05)
+        for context in example["contexts"]:
+            peak = max(range(len(context["tokens"])), key=lambda i: context["activations"][i])
+            assert context["tokens"][peak].strip() == f"w{number}"
+    assert [e["density"] for e in found] == sorted((e["density"] for e in found), reverse=True)
