@@ -80,7 +80,10 @@ class SAESource(_Facts):
 
     @classmethod
     def of(cls, sae: SAE, subfolder: str | None = None, n_tokens: int | None = None) -> SAESource:
-        """What a loaded autoencoder says of itself; `subfolder` is where it lies in its repo."""
+        """What a loaded autoencoder says of itself; `subfolder` is where it lies in its repo.
+
+        Folders of this machine mean nothing elsewhere and are left out.
+        """
         config = sae.config
         commit = getattr(config, "_commit_hash", None)
         points = [
@@ -88,13 +91,13 @@ class SAESource(_Facts):
         ]
         return cls(
             d_sae=config.d_sae,
-            repo_id=sae.name_or_path if commit else None,  # a folder of this machine means nothing elsewhere
+            repo_id=sae.name_or_path if commit else None,
             subfolder=subfolder or None,
             commit=commit,
             architecture=config.model_type.removeprefix("hf_sae_"),
             hook_in=points[0],
             hook_out=points[1],
-            base_model=config.base_model,
+            base_model=None if config.base_model and Path(config.base_model).exists() else config.base_model,
             base_revision=config.base_revision,
             n_tokens=n_tokens,
         )
@@ -180,14 +183,15 @@ class Manifest:
                 f"'hf_sae_features', version {VERSION}. Is it newer? Then upgrade hf-sae."
             )
         saes, shards, data = (facts.get(key) for key in ("saes", "shards", "data"))
-        if not (isinstance(saes, dict) and saes and isinstance(shards, dict) and isinstance(data, dict)):
+        lists = isinstance(shards, dict) and all(isinstance(items, list) for items in shards.values())
+        if not (isinstance(saes, dict) and saes and isinstance(data, dict) and isinstance(shards, dict) and lists):
             raise DataError(f"{MANIFEST} has no 'saes', 'shards' or 'data' of the right kind.")
         embedding = facts.get("embedding")
         return cls(
             {name: SAESource.read(values, f"sae {name!r}") for name, values in saes.items()},
             data,
             None if embedding is None else EmbeddingModel.read(embedding, "'embedding'"),
-            {name: tuple(_shard(name, item) for item in items or ()) for name, items in shards.items()},
+            {name: tuple(_shard(name, item) for item in items) for name, items in shards.items()},
         )
 
 

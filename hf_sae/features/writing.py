@@ -233,11 +233,27 @@ def as_table(rows: Rows, table: Table) -> pa.Table:
     for row in listed:
         check_keys(row, table, where)
     try:
-        return pa.Table.from_pylist(listed, schema)
-    except UnicodeEncodeError:
-        return pa.Table.from_pylist(storable(listed), schema)
+        try:
+            return _from_rows(listed, schema)
+        except UnicodeEncodeError:
+            return _from_rows(storable(listed), schema)
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
         raise DataError(f"{where} has a value of another type: {error}. Wanted: {_types(table)}.") from error
+
+
+def _from_rows(rows: list[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
+    columns = []
+    for field in schema:
+        values = [row.get(field.name) for row in rows]
+        lists = pa.types.is_list(field.type)
+        item = field.type.value_type if lists else field.type
+        if lists and any(isinstance(value, str | bytes | Mapping) for value in values):
+            raise TypeError(f"{field.name!r} is text where a list is wanted")  # Arrow takes its letters
+        # told to make whole numbers, Arrow cuts 0.5 to 0; a cast refuses to
+        columns.append(
+            pa.array(values).cast(field.type) if pa.types.is_integer(item) else pa.array(values, field.type)
+        )
+    return pa.Table.from_arrays(columns, schema=schema)
 
 
 _NONE = Manifest({})

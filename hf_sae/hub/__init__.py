@@ -1,8 +1,19 @@
-"""Model cards, and folders on the Hub."""
+"""Cards, and folders on the Hub."""
 
 from .cards import FeatureExample, render_card, save_card
 from .collections import SAECollection, load_saes
+from .feature_datasets import load_features, push_features
 from .push import group, push_folder
 
 
-__all__ = ["FeatureExample", "SAECollection", "group", "load_saes", "push_folder", "render_card", "save_card"]
+__all__ = [
+    "FeatureExample",
+    "SAECollection",
+    "group",
+    "load_features",
+    "load_saes",
+    "push_features",
+    "push_folder",
+    "render_card",
+    "save_card",
+]

@@ -73,7 +73,8 @@ def render_card(
     place = repo_id or location or "."
     name = place.rstrip("/").rsplit("/", 1)[-1].strip(".") or facts.title(sae)
     shown = [_example(example) for example in examples or ()]
-    text = _template("card.md.jinja").render(
+    return render(
+        "card.md.jinja",
         header=_header(sae, report, name),
         generated=GENERATED,
         kept=KEPT,
@@ -90,7 +91,6 @@ def render_card(
         training=[(escape(key), escape(value)) for key, value in facts.training(sae, training or {})],
         is_transcoder=sae.config.is_transcoder,
     )
-    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 
 def save_card(
@@ -153,7 +153,8 @@ def render_collection_card(repo_id: str, index: Mapping[str, Mapping[str, Any]],
     extra: dict[str, Any] = {"base_model": bases, "base_model_relation": "adapter"} if bases else {}
     kinds = sorted({escape(str(entry.get("architecture") or "")) for entry in index.values()} - {""})
     tags = ["hf-sae", "sparse-autoencoder", *kinds, "mechanistic-interpretability", "interpretability"]
-    text = _template("collection.md.jinja").render(
+    text = render(
+        "collection.md.jinja",
         header=ModelCardData(library_name="hf-sae", tags=tags, **extra).to_yaml().strip(),
         generated=GENERATED,
         kept=KEPT,
@@ -164,7 +165,7 @@ def render_collection_card(repo_id: str, index: Mapping[str, Mapping[str, Any]],
         example=json.dumps(places[0]),
         table=_overview(places, index),
     )
-    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n\n" + _own_text(before).rstrip("\n") + "\n"
+    return text + "\n" + own_text(before).rstrip("\n") + "\n"
 
 
 def _overview(places: Sequence[str], index: Mapping[str, Mapping[str, Any]]) -> str:
@@ -188,10 +189,11 @@ def _overview(places: Sequence[str], index: Mapping[str, Mapping[str, Any]]) -> 
 
 
 def _kept(readme: Path) -> str:
-    return _own_text(readme.read_text(encoding="utf-8", errors="replace")) if readme.exists() else ""
+    return own_text(readme.read_text(encoding="utf-8", errors="replace")) if readme.exists() else ""
 
 
-def _own_text(text: str) -> str:
+def own_text(text: str) -> str:
+    """What somebody wrote below the last marker of a card."""
     _, found, own = text.partition(KEPT)
     return own.strip("\n") if found else ""
 
@@ -244,6 +246,11 @@ def _example(example: FeatureExample) -> dict[str, Any]:
         "promoted": [f"<code>{escape(token).strip() or '␣'}</code>" for token in example.get("promoted", ())],
         "strips": [strip(context["tokens"], context["activations"]) for context in example["contexts"]],
     }
+
+
+def render(name: str, **values: Any) -> str:
+    """A template of this package with its values; they are Markdown already, and a missing one is an error."""
+    return re.sub(r"\n{3,}", "\n\n", _template(name).render(values)).strip() + "\n"
 
 
 @lru_cache
