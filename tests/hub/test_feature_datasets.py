@@ -12,13 +12,15 @@ import pytest
 import torch
 import yaml
 
+from hf_sae.cli import main
 from hf_sae.errors import CheckpointError, DataError
 from hf_sae.features import writing
 from hf_sae.features.manifest import MANIFEST, Manifest, SAESource
+from hf_sae.features.reading import FeatureDataset
 from hf_sae.features.writing import FeatureWriter
 from hf_sae.hub import load_features, push_features
 from hf_sae.hub.cards import GENERATED, KEPT
-from hf_sae.hub.feature_cards import render_features_card
+from hf_sae.hub.feature_cards import render_features_card, renewed_card
 from hf_sae.models import TopKConfig, TopKSAE
 from tests.features.toy_features import ROWS, SAES, example, explanation, feature, write
 from tests.local_hub import LocalHub
@@ -85,6 +87,8 @@ def test_what_was_pushed_comes_back_to_the_bit_and_again_without_a_network(clien
     assert repo.private
     assert repo.messages == ["initial commit", "Upload features with hf-sae"]
     assert set(client.hub.files(REPO, kind="datasets")) == FILES
+    card = renewed_card(load_features(tmp_path / "f").manifest, REPO, "")
+    assert card_of(client) == card
     found = pull(client)
     assert found.pop("commit") == repo.branches["main"]
     record = found.pop("record")
@@ -100,18 +104,18 @@ def test_a_dataset_stays_readable_offline_at_its_commit_after_the_branch_moved(p
     assert pull(plain)["commit"] == first
     write(tmp_path / "f", {"features": [feature(index=9)]}, overwrite=True)
     second = plain.hub.add(REPO, tmp_path / "f", "datasets")
-    code = "import sys; from hf_sae import load_features; print('\"' + load_features(sys.argv[1]).commit + '\"')"
-    assert plain.value(code, REPO) == second, "the description alone was fetched"
+    commits = """
+import json, sys
+from hf_sae import load_features
+print(json.dumps([load_features(sys.argv[1], revision).commit for revision in (None, "main", sys.argv[2])]))
+"""
+    assert plain.value(commits, REPO, first) == [second, second, first], "the description alone was fetched"
     found = pull(plain, HF_HUB_OFFLINE="1")
     assert (found["commit"], found["features"]) == (first, as_json(ROWS["features"]))
-    pinned = plain.value(PULL, REPO, json.dumps({"revision": first[:40]}))
-    assert pinned["commit"] == first
-    missing = plain.python(PULL, "tester/never", "{}", HF_HUB_OFFLINE="1")
-    assert "hf download --repo-type dataset tester/never" in missing.stderr
 
 
 def test_datasets_loads_each_configuration_by_the_card_with_the_declared_types(plain: Client, tmp_path: Path):
-    push(plain, write(tmp_path / "f"))
+    publish(plain, write(tmp_path / "f"))
     code = """
 import json, sys, datasets
 from hf_sae.features.schema import TABLES
@@ -122,37 +126,35 @@ for name in (None, "features", "examples", "explanations", "embeddings"):
     out[str(name)] = [same, list(table)]
 print(json.dumps(out, default=str))
 """
-    found = plain.value(code, REPO)
+    found = plain.value(code, REPO, HF_UPDATE_DOWNLOAD_COUNTS="0")  # counts loads at another host
     assert found.pop("None") == [True, as_json(ROWS["features"])], "features are the default"
     assert found == {name: [True, as_json(rows)] for name, rows in ROWS.items()}
 
 
-def test_one_feature_of_a_large_table_is_a_few_ranges(client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_one_feature_of_a_large_table_is_a_few_ranges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(writing, "ROW_GROUP", 64)
     noise = torch.rand(128 * 20, 11, generator=torch.Generator().manual_seed(0)).double().tolist()
     rows = [example(s, i, rank, acts=noise[i * 20 + rank]) for s in SAES for i in range(64) for rank in range(20)]
-    push(
-        client, write(tmp_path / "f", {"features": [feature(s, i) for s in SAES for i in range(64)], "examples": rows})
-    )
+    write(tmp_path / "f", {"features": [feature(s, i) for s in SAES for i in range(64)], "examples": rows})
     served: list[tuple[str, int]] = []
-    send = client.hub.server.RequestHandlerClass.send
+    with LocalHub(lfs=True) as hub:
+        hub.add(REPO, tmp_path / "f", "datasets")
+        send = hub.server.RequestHandlerClass.send
 
-    def counting(self: Any, body: bytes, status: int = 200, **headers: str) -> None:
-        if self.command == "GET" and ("/resolve/" in self.path_only or "/objects/" in self.path_only):
-            served.append((self.path_only, len(body)))
-        send(self, body, status, **headers)
+        def counting(self: Any, body: bytes, status: int = 200, **headers: str) -> None:
+            if self.command == "GET" and status in (200, 206) and "/objects/" in self.path_only:
+                served.append((self.path_only, len(body)))
+            send(self, body, status, **headers)
 
-    monkeypatch.setattr(client.hub.server.RequestHandlerClass, "send", counting)
-    ranks = list(range(20))
-    assert client.value(ONE, REPO, "10", "40") == [[10, ranks], [40, ranks]]
-    sizes = {name: len(body) for name, body in client.hub.files(REPO, kind="datasets").items()}
-    tables = [size for path, size in served if not path.endswith(("README.md", ".json"))]
-    whole = sizes["data/examples-00000.parquet"]
-    assert whole > 200_000, "a table of which a feature is a small part"
-    assert sum(tables) < whole / 2, f"{sum(tables)} bytes in {len(tables)} reads of {whole}"
-    served.clear()
-    client.value(ONE, REPO, "10", HF_HUB_OFFLINE="0")
-    assert len([path for path, _ in served if "examples" in path]) <= 4
+        monkeypatch.setattr(hub.server.RequestHandlerClass, "send", counting)
+        ranks = list(range(20))
+        found = Client(hub, tmp_path / "home").value(ONE, REPO, "10", "40")
+    assert found == [[10, ranks], [40, ranks]]
+    whole = (tmp_path / "f/data/examples-00000.parquet").stat().st_size
+    assert sum(size for _, size in served) < whole / 2, f"{served} of {whole}"
+    assert max(size for _, size in served) <= 1 << 16, "the largest read is the tail that holds the footer"
+    # per table the footer once and the row groups of each feature; the other tables are known to have no such rows
+    assert len(served) <= 8, served
 
 
 def test_a_smaller_upload_removes_what_the_last_one_had_more(
@@ -160,60 +162,91 @@ def test_a_smaller_upload_removes_what_the_last_one_had_more(
 ):
     monkeypatch.setattr(writing, "ROW_GROUP", 2)
     features = [feature(index=i) for i in range(6)]
-    push(plain, write(tmp_path / "f", {"features": features}, shard_bytes=1))
+    publish(plain, write(tmp_path / "f", {"features": features}, shard_bytes=1))
     names = set(plain.hub.files(REPO, kind="datasets"))
     assert {"data/features-00001.parquet", "data/features-00002.parquet"} <= names
     write(tmp_path / "f", {"features": features[:2]}, overwrite=True)
+    (tmp_path / "f" / "README.md").unlink()
     push(plain, tmp_path / "f")
-    assert set(plain.hub.files(REPO, kind="datasets")) == FILES
-    assert len(plain.hub.repos[f"datasets/{REPO}"].messages) == 3, "in the same commit"
-    assert [row["feature"] for row in pull_features(plain)] == [0, 1]
-
-
-def pull_features(client: Client) -> list[dict[str, Any]]:
-    code = "import json, sys; from hf_sae import load_features; print(json.dumps(list(load_features(sys.argv[1]).features)))"
-    return client.value(code, REPO)
+    files = plain.hub.files(REPO, kind="datasets")
+    assert set(files) == FILES - {".gitattributes"}
+    assert len(plain.hub.repos[f"datasets/{REPO}"].messages) == 2, "in the same commit"
+    kept = {name: (tmp_path / "f" / name).read_bytes() for name in files if name != "README.md"}
+    assert {name: files[name] for name in kept} == kept
 
 
 def test_branches_and_pull_requests(plain: Client, tmp_path: Path):
-    folder = write(tmp_path / "f")
-    push(plain, folder, revision="next", commit_message="Mine")
+    code = """
+import json, sys
+from hf_sae import load_features, push_features
+push_features(sys.argv[1], sys.argv[2], revision="next", commit_message="Mine")
+commit = load_features(sys.argv[2], "next").commit
+print(json.dumps([commit, push_features(sys.argv[1], sys.argv[2], create_pr=True)]))
+"""
+    commit, url = plain.value(code, str(write(tmp_path / "f")), REPO)
     repo = plain.hub.repos[f"datasets/{REPO}"]
-    assert set(plain.hub.files(REPO, "next", "datasets")) == FILES
-    assert set(plain.hub.files(REPO, "main", "datasets")) == {".gitattributes"}
-    assert repo.messages[-1] == "Mine"
-    url = push(plain, folder, create_pr=True)
+    assert (commit, repo.messages[1]) == (repo.branches["next"], "Mine")
     assert url == f"{plain.hub.url}/{REPO}/discussions/1"
+    assert set(plain.hub.files(REPO, "next", "datasets")) == FILES
     assert set(plain.hub.files(REPO, "refs/pr/1", "datasets")) == FILES
     assert set(plain.hub.files(REPO, "main", "datasets")) == {".gitattributes"}
-    assert plain.value(PULL, REPO, '{"revision": "next"}')["commit"] == repo.branches["next"]
 
 
 def test_what_the_hub_refuses_is_said_and_nothing_is_committed(plain: Client, tmp_path: Path):
     folder = str(write(tmp_path / "f"))
-    for repo, variables, message in (
-        ("somebody/else", {}, "this token may not write there"),
-        (REPO, {"HF_TOKEN": "wrong"}, "no valid token"),
-        ("tester/a/b", {}, "did you mean 'tester/a'"),
-        ("tester/with space", {}, "is no repo id"),
-    ):
-        done = plain.python(PUSH, folder, repo, "{}", **variables)
-        assert message in " ".join(done.stderr.split()), done.stderr
+    cases = (
+        ("somebody/else", None, "OSError", "this token may not write there"),
+        (REPO, "wrong", "OSError", "no valid token"),
+        ("tester/a/b", None, "CheckpointError", "did you mean 'tester/a'"),
+        ("tester/with space", None, "CheckpointError", "is no repo id"),
+    )
+    said = errors(plain, *((f"push_features({folder!r}, {repo!r}, token={token!r})") for repo, token, *_ in cases))
+    for (kind, message), (*_, wanted, part) in zip(said, cases, strict=True):
+        assert (kind, part in message) == (wanted, True), message
     assert plain.hub.repos == {}
+    upload = f"push_features({folder!r}, {REPO!r})"
     plain.hub.refuse_cards = "too plain"
-    done = plain.python(PUSH, folder, REPO, "{}")
-    assert "the Hub does not take this upload" in done.stderr
+    assert "the Hub does not take this upload" in errors(plain, upload)[0][1]
     plain.hub.refuse_cards = None
     plain.hub.break_after(r"POST .*/commit/", 0)
-    assert plain.python(PUSH, folder, REPO, "{}").returncode != 0
+    errors(plain, upload)
     assert set(plain.hub.files(REPO, kind="datasets")) == {".gitattributes"}
     plain.hub.broken = None
     push(plain, Path(folder))
     assert set(plain.hub.files(REPO, kind="datasets")) == FILES
-    plain.hub.repos[f"datasets/{REPO}"].gated = True
-    assert f"https://huggingface.co/datasets/{REPO}" in plain.python(PULL, REPO, "{}").stderr
-    missing = plain.python(PULL, "tester/none", "{}")
-    assert "there is no repo 'tester/none'" in missing.stderr
+
+
+def test_what_cannot_be_read_is_said(plain: Client, tmp_path: Path):
+    plain.hub.add(REPO, write(tmp_path / "f"), "datasets", gated=True)
+    code = [f"load_features({REPO!r})", "load_features('tester/none')", "load_features('tester/none', 'v1')"]
+    gated, missing, _ = (message for _, message in errors(plain, *code))
+    assert f"https://huggingface.co/datasets/{REPO}" in gated
+    assert "there is no repo 'tester/none'" in missing
+    [(kind, message)] = errors(plain, "load_features('tester/never')", HF_HUB_OFFLINE="1")
+    assert (kind, "hf download --repo-type dataset tester/never" in message) == ("OSError", True)
+
+
+def errors(client: Client, *expressions: str, **variables: str) -> list[tuple[str, str]]:
+    """Type and text of what each expression raises, in one fresh process."""
+    code = """
+import json, sys
+from hf_sae import load_features, push_features
+out = []
+for expression in sys.argv[1:]:
+    try:
+        out.append(["none", repr(eval(expression))])
+    except Exception as error:
+        out.append([type(error).__name__, " ".join(str(error).split())])
+print(json.dumps(out))
+"""
+    return [(kind, message) for kind, message in client.value(code, *expressions, **variables)]
+
+
+def publish(client: Client, folder: Path) -> str:
+    """Puts a dataset with its card on the Hub by hand."""
+    card = renewed_card(FeatureDataset.open(folder).manifest, REPO, "")
+    (folder / "README.md").write_text(str(card))
+    return client.hub.add(REPO, folder, "datasets")
 
 
 def test_a_damaged_folder_is_not_uploaded(tmp_path: Path):
@@ -242,24 +275,29 @@ def test_names_that_are_none_are_typed_errors(tmp_path: Path):
 
 def test_a_hostile_repo_is_a_typed_error(plain: Client, tmp_path: Path):
     folder = write(tmp_path / "f")
-    (folder / "saes-dashboards.py").write_text("open('executed', 'w')")  # a dataset script is never looked at
+    (folder / "saes-dashboards.py").write_text(f"open({str(tmp_path / 'executed')!r}, 'w')")
     (folder / "data/examples-00000.parquet").write_bytes(b"PAR1" + bytes(100) + b"PAR1")
     plain.hub.add(REPO, folder, "datasets")
-    for code in ("dataset.feature('layer_1', 3)", "dataset.examples", "list(dataset.batches('examples'))"):
-        done = plain.python(f"import sys; from hf_sae import load_features; dataset = load_features({REPO!r}); {code}")
-        assert "DataError: 'data/examples-00000.parquet' of 'tester/saes-dashboards' is no Parquet" in done.stderr
     manifest = json.loads((folder / MANIFEST).read_text())
     manifest["shards"]["features"][0]["file"] = "data/../../secret-00000.parquet"
     (folder / MANIFEST).write_text(json.dumps(manifest))
-    plain.hub.add(REPO, folder, "datasets")
-    done = plain.python(PULL, REPO, "{}")
-    assert "DataError: feature_dataset.json lists 'data/../../secret-00000.parquet'" in done.stderr
-    plain.hub.add("tester/other", tmp_path / "f" / "data", "datasets")
-    assert "DataError: 'tester/other' holds no feature_dataset.json" in plain.python(PULL, "tester/other", "{}").stderr
+    plain.hub.add("tester/paths", folder, "datasets")
+    plain.hub.add("tester/other", folder / "data", "datasets")
+    one = f"load_features({REPO!r})"
+    uses = [f"{one}.feature('layer_1', 3)", f"{one}.examples", f"list({one}.batches('examples'))"]
+    *damaged, paths, other = errors(plain, *uses, "load_features('tester/paths')", "load_features('tester/other')")
+    for kind, message in damaged:
+        assert kind == "DataError"
+        assert f"'data/examples-00000.parquet' of {REPO!r} is no Parquet" in message
+    assert paths == ("DataError", paths[1])
+    assert "lists 'data/../../secret-00000.parquet'" in paths[1]
+    assert other[0] == "DataError"
+    assert "'tester/other' holds no feature_dataset.json" in other[1]
+    assert not (tmp_path / "executed").exists(), "a dataset script is never looked at"
 
 
 def test_the_card_says_what_it_is_and_its_quickstart_runs_as_it_stands(plain: Client, tmp_path: Path):
-    push(plain, write(tmp_path / "f", {name: rows for name, rows in ROWS.items() if name != "embeddings"}))
+    publish(plain, write(tmp_path / "f", {name: rows for name, rows in ROWS.items() if name != "embeddings"}))
     card = card_of(plain)
     header = yaml.safe_load(card.split("---")[1])
     assert header["configs"] == [
@@ -281,23 +319,27 @@ def test_the_card_says_what_it_is_and_its_quickstart_runs_as_it_stands(plain: Cl
 
 
 def test_own_text_of_a_card_stays_and_a_card_by_hand_is_left_alone(plain: Client, tmp_path: Path):
-    folder = write(tmp_path / "f")
-    push(plain, folder)
+    publish(plain, write(tmp_path / "f"))
+    repo, folder = plain.hub.repos[f"datasets/{REPO}"], tmp_path / "f"
     tree = dict(plain.hub.files(REPO, kind="datasets"))
-    plain.hub.repos[f"datasets/{REPO}"].commit("main", tree | {"README.md": tree["README.md"] + b"\nMy own words.\n"})
+    repo.commit("main", tree | {"README.md": tree["README.md"] + b"\nMy own words.\n"})
+    repo.commit("by_hand", tree | {"README.md": b"# All mine\n"})
     with FeatureWriter(folder) as writer:
         writer.append("explanations", [explanation(index=i) for i in range(9)])
-    push(plain, folder)
-    card = card_of(plain)
-    assert "(9 rows)" in card
-    assert card.endswith(f"{KEPT}\n\nMy own words.\n")
-    tree = dict(plain.hub.files(REPO, kind="datasets"))
-    plain.hub.repos[f"datasets/{REPO}"].commit("main", tree | {"README.md": b"# All mine\n"})
-    push(plain, folder)
-    assert card_of(plain) == "# All mine\n"
-    (folder / "README.md").write_text("# The folder's\n")
-    push(plain, folder)
-    assert card_of(plain) == "# The folder's\n"
+    code = """
+import pathlib, sys
+from hf_sae import push_features
+push_features(sys.argv[1], sys.argv[2])
+push_features(sys.argv[1], sys.argv[2], revision="by_hand")
+(pathlib.Path(sys.argv[1]) / "README.md").write_text("# The folder's\\n")
+push_features(sys.argv[1], sys.argv[2], revision="other")
+"""
+    done = plain.python(code, str(folder), REPO)
+    assert done.returncode == 0, done.stderr
+    cards = {branch: plain.hub.files(REPO, branch, "datasets")["README.md"].decode() for branch in repo.branches}
+    assert "(9 rows)" in cards["main"]
+    assert cards["main"].endswith(f"{KEPT}\n\nMy own words.\n")
+    assert (cards["by_hand"], cards["other"]) == ("# All mine\n", "# The folder's\n")
 
 
 def test_no_text_of_a_dataset_acts_as_markup():
@@ -317,16 +359,16 @@ def test_no_text_of_a_dataset_acts_as_markup():
             assert columns in (2, 3, 7), line
 
 
-def test_the_command_pushes_it_as_a_dataset(plain: Client, tmp_path: Path):
+def test_the_command_pushes_it_as_a_dataset(plain: Client, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     folder = str(write(tmp_path / "f"))
     done = plain.cli("push", folder, REPO, "--collection", "My SAEs")
     assert done.returncode == 0, done.stderr
     assert set(plain.hub.repos) == {f"datasets/{REPO}"}
     assert [(i["id"], i["type"]) for c in plain.hub.collections.values() for i in c["items"]] == [(REPO, "dataset")]
     assert done.stdout.strip().splitlines()[-1] == f'Next: load_features("{REPO}") in Python'
-    wrong = plain.cli("push", folder, REPO, "--subfolder", "a")
-    assert wrong.returncode == 2
-    assert "leave --subfolder out" in " ".join(wrong.stderr.split())
+    with pytest.raises(SystemExit, match="2"):
+        main(["push", folder, REPO, "--subfolder", "a"])
+    assert "leave --subfolder out" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_dataset_loads_the_autoencoder_it_is_about(plain: Client, tmp_path: Path):
