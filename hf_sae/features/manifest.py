@@ -80,19 +80,23 @@ class SAESource(_Facts):
 
     @classmethod
     def of(cls, sae: SAE, subfolder: str | None = None, n_tokens: int | None = None) -> SAESource:
-        """What a loaded autoencoder says of itself; `subfolder` is where it lies in its repo.
+        """What a loaded autoencoder says of itself; `subfolder` is where it lies in its repo, if it does not know.
 
         Folders of this machine mean nothing elsewhere and are left out.
         """
         config = sae.config
         commit = getattr(config, "_commit_hash", None)
+        name = str(sae.name_or_path).split(
+            "/"
+        )  # of one loaded from a subfolder, transformers makes repo and folder one
+        repo_id, folder = "/".join(name[:2]), "/".join(name[2:])
         points = [
             None if p is None else p if isinstance(p, str) else ", ".join(p) for p in (config.hook_in, config.hook_out)
         ]
         return cls(
             d_sae=config.d_sae,
-            repo_id=sae.name_or_path if commit else None,
-            subfolder=subfolder or None,
+            repo_id=repo_id if commit else None,
+            subfolder=subfolder or (folder if commit else None) or None,
             commit=commit,
             architecture=config.model_type.removeprefix("hf_sae_"),
             hook_in=points[0],
