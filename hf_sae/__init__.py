@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .evaluation import evaluate
     from .features import top_features
     from .hooks import HookPoint, capture, edit, read, splice
-    from .hub import load_saes
+    from .hub import load_features, load_saes, push_features
     from .models import (
         AutoSAE,
         AutoTranscoder,
@@ -48,7 +48,9 @@ _MODULES = {
     "default_host": "assets",
     "edit": "hooks",
     "evaluate": "evaluation",
+    "load_features": "hub",
     "load_saes": "hub",
+    "push_features": "hub",
     "read": "hooks",
     "splice": "hooks",
     "steer": "steering",
@@ -74,7 +76,9 @@ __all__ = [
     "default_host",
     "edit",
     "evaluate",
+    "load_features",
     "load_saes",
+    "push_features",
     "read",
     "splice",
     "steer",

@@ -8,11 +8,12 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def explained(name: str) -> Generator[None]:
+def explained(name: str, repo_type: str = "model") -> Generator[None]:
     """Within it, what huggingface_hub and transformers raise about access becomes an `OSError` that names the fix.
 
     Args:
         name (`str`): the repo.
+        repo_type (`str`): `model` or `dataset`.
 
     Raises:
         OSError: instead of an error about a gated, missing or unreachable repo; other errors pass as they are.
@@ -20,13 +21,13 @@ def explained(name: str) -> Generator[None]:
     try:
         yield
     except OSError as error:
-        advice = _advice(name, error)
+        advice = _advice(name, error, repo_type)
         if advice is None:
             raise
         raise OSError(advice) from error
 
 
-def _advice(name: str, error: BaseException) -> str | None:
+def _advice(name: str, error: BaseException, repo_type: str) -> str | None:
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
@@ -39,9 +40,10 @@ def _advice(name: str, error: BaseException) -> str | None:
     from .models.pinning import no_answer
 
     chain = list(_chain(error))
+    page, flag = ("datasets/", "--repo-type dataset ") if repo_type == "dataset" else ("", "")
     if any(isinstance(link, GatedRepoError) for link in chain):
         return (
-            f"{name!r} has a licence that has to be accepted: do so at https://huggingface.co/{name} with your account, "
+            f"{name!r} has a licence that has to be accepted: do so at https://huggingface.co/{page}{name} with your account, "
             "then run `hf auth login`."
         )
     if any(isinstance(link, RevisionNotFoundError) for link in chain):
@@ -60,7 +62,7 @@ def _advice(name: str, error: BaseException) -> str | None:
         return None
     offline = " HF_HUB_OFFLINE is set." if os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "TRUE", "ON") else ""
     return (
-        f"{name!r} is not in the cache and the Hub cannot be reached.{offline} Run `hf download {name}` where there is a "
+        f"{name!r} is not in the cache and the Hub cannot be reached.{offline} Run `hf download {flag}{name}` where there is a "
         "network, or give a local folder."
     )
 

@@ -36,7 +36,9 @@ EXPECTED = {
     "evaluate",
     "top_features",
     "default_host",
+    "load_features",
     "load_saes",
+    "push_features",
 }
 
 

@@ -80,29 +80,34 @@ def push(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Upload a saved autoencoder, or a folder with many, to the Hub in one commit, with its own card.
+    """Upload a saved autoencoder, a folder with many, or a feature dataset to the Hub in one commit, with its own card.
 
     Example: `hf-sae push ./sae user/gpt2-layer-8`
     """
-    from ..hub import group, push_folder
+    from ..features.manifest import is_feature_dataset
+    from ..hub import group, push_features, push_folder
 
     console = Console(as_json)
-    if (folder / "config.json").is_file():
-        make_card(folder, repo_id, subfolder=subfolder)
-    url = push_folder(
-        folder,
-        repo_id,
-        subfolder=subfolder,
-        private=private,
-        revision=revision,
-        create_pr=create_pr,
-        commit_message=message,
-    )
+    options: dict[str, Any] = {
+        "private": private,
+        "revision": revision,
+        "create_pr": create_pr,
+        "commit_message": message,
+    }
+    table = is_feature_dataset(folder)
+    if table:
+        if subfolder is not None:
+            fail(f"{str(folder)!r} is a feature dataset, which has a repo of its own: leave --subfolder out.")
+        url = push_features(folder, repo_id, **options)
+    else:
+        if (folder / "config.json").is_file():
+            make_card(folder, repo_id, subfolder=subfolder)
+        url = push_folder(folder, repo_id, subfolder=subfolder, **options)
     if collection is not None:
-        console.show(group([repo_id], collection))
+        console.show(group([repo_id], collection, repo_type="dataset" if table else "model"))
     console.show(url)
     where = f"{repo_id} --subfolder {subfolder}" if subfolder else repo_id
-    console.finish({"url": url}, f"hf-sae info {where}")
+    console.finish({"url": url}, f'load_features("{repo_id}") in Python' if table else f"hf-sae info {where}")
 
 
 def pull(

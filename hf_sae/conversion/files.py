@@ -173,7 +173,7 @@ def open_files(name: str, place: str = "", revision: str | None = None, **hub_kw
         name (`str`): folder or repo id.
         place (`str`): folder or file inside, with or without its extension.
         revision (`str`, *optional*): branch, tag or commit.
-        hub_kwargs: `token`, `cache_dir`, `local_files_only`, `force_download` as in huggingface_hub.
+        hub_kwargs: `token`, `cache_dir`, `local_files_only`, `force_download`, `repo_type` as in huggingface_hub.
 
     Raises:
         ConversionError: for a folder with too many files.
@@ -187,7 +187,7 @@ def open_files(name: str, place: str = "", revision: str | None = None, **hub_kw
     token, local = hub_kwargs.get("token"), hub_kwargs.get("local_files_only", False)
     if not local:
         try:
-            info = HfApi(token=token).model_info(name, revision=revision)
+            info = HfApi(token=token).repo_info(name, revision=revision, repo_type=hub_kwargs.get("repo_type"))
         except HFValidationError as error:
             raise ConversionError(f"{name!r} is neither a folder here nor an id on the Hub ('user/repo').") from error
         except HfHubHTTPError:
@@ -195,9 +195,10 @@ def open_files(name: str, place: str = "", revision: str | None = None, **hub_kw
         except no_answer():
             local = True
         else:
-            return Files(name, [s.rfilename for s in info.siblings or []], place, None, info.sha, hub_kwargs)
+            names = [sibling.rfilename for sibling in getattr(info, "siblings", None) or []]
+            return Files(name, names, place, None, info.sha, hub_kwargs)
     try:
-        cached = {key: hub_kwargs[key] for key in ("cache_dir",) if key in hub_kwargs}
+        cached = {key: hub_kwargs[key] for key in ("cache_dir", "repo_type") if key in hub_kwargs}
         folder = Path(snapshot_download(name, revision=revision, local_files_only=True, **cached))
     except LocalEntryNotFoundError as error:
         raise OSError(f"{name!r} is not in the cache and the Hub cannot be reached.") from error

@@ -1,8 +1,9 @@
-"""Model cards, and folders on the Hub."""
+"""Model cards, folders and feature datasets on the Hub."""
 
 from .cards import FeatureExample, render_card, save_card
 from .collections import SAECollection, load_saes
 from .examples import example_features
+from .feature_datasets import load_features, push_features
 from .push import group, push_folder
 
 
@@ -11,7 +12,9 @@ __all__ = [
     "SAECollection",
     "example_features",
     "group",
+    "load_features",
     "load_saes",
+    "push_features",
     "push_folder",
     "render_card",
     "save_card",

@@ -47,8 +47,8 @@ class Document:
 
     @property
     def own(self) -> bool:
-        """Whether some of its text, or of its header, is the reader's."""
-        return any(part.name is None for part in self.parts) or bool(self.header.keys() - set(OURS))
+        """Whether some of its text is the reader's."""
+        return any(part.name is None for part in self.parts)
 
     def __str__(self) -> str:
         header = yaml.safe_dump(self.header, sort_keys=False, allow_unicode=True, width=1000).strip()
@@ -110,6 +110,20 @@ def merge(fresh: Document, before: Document, known_tags: frozenset[str] = frozen
             merged.insert(here.index(previous) + 1 if previous in here and previous else 0, part)
         previous = name
     return Document(header, tuple(merged))
+
+
+def over(local: str, remote: str, known_tags: frozenset[str] = frozenset()) -> str:
+    """The card that takes the place of one on the Hub, where its reader may have written, too.
+
+    A local card with text of the reader's own goes up as it is; any other one gets the text that is there.
+
+    Args:
+        local (`str`): what is uploaded.
+        remote (`str`): what is there.
+        known_tags (`frozenset[str]`): tags that are ours to take away.
+    """
+    card = parse(local)
+    return local if card.own else str(merge(card, parse(remote), known_tags))
 
 
 def _header(fresh: Mapping[str, Any], before: Mapping[str, Any], known_tags: frozenset[str]) -> dict[str, Any]:

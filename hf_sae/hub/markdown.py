@@ -30,9 +30,13 @@ def strip(tokens: Sequence[str], activations: Sequence[float]) -> str:
 
 
 def table(rows: Sequence[Sequence[str]], numbers: Sequence[bool]) -> str:
-    """A Markdown table; the first row is the head, columns of numbers are on the right. Cells are Markdown already."""
+    """A Markdown table; the first row is the head, columns of numbers are on the right. Cells are Markdown already.
+
+    A bar ends a cell even inside a code span, so that every one is escaped.
+    """
     rule = ["--:" if right else ":--" for right in numbers]
-    return "\n".join(f"| {' | '.join(row)} |" for row in (rows[0], rule, *rows[1:]))
+    cells = ([cell.replace("|", "\\|") for cell in row] for row in (rows[0], rule, *rows[1:]))
+    return "\n".join(f"| {' | '.join(row)} |" for row in cells)
 
 
 def code(text: object) -> str:

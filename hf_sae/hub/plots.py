@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from . import facts
+from .markdown import escape
 
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ def error_against_l0(report: EvalReport) -> Plot | None:
         axes.set_ylabel("FVU")
 
     beside = "; ".join(
-        f"{NAMES.get(n, n)} {facts.number(fvu)} at L0 {facts.number(l0)}" for n, (l0, fvu) in others.items()
+        f"{NAMES.get(n, escape(n))} {facts.number(fvu)} at L0 {facts.number(l0)}" for n, (l0, fvu) in others.items()
     )
     alt = (
         f"Variance not explained against active latents: this autoencoder {facts.number(sae[1])} at L0 "
@@ -178,7 +179,7 @@ def frontier(index: Mapping[str, Mapping[str, Any]]) -> Plot | None:
         axes.set_ylabel("FVU")
 
     listed = "; ".join(
-        f"{place} {facts.number(figures['fvu'])} at L0 {facts.number(figures['l0'])}"
+        f"{escape(place)} {facts.number(figures['fvu'])} at L0 {facts.number(figures['l0'])}"
         for place, figures in list(points.items())[:12]
     )
     return Plot("l0_fvu.png", f"Variance not explained against active latents: {listed}.", _png(draw))
@@ -203,6 +204,7 @@ def _label(axes: Axes, x: float, y: float, words: str, colour: str, dy: float = 
         color=colour,
         weight="bold" if bold else "normal",
         annotation_clip=False,
+        parse_math=False,  # names come from elsewhere
     )
 
 

@@ -7,10 +7,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..access import explained
 from ..errors import CheckpointError
@@ -18,7 +18,9 @@ from .collections import ADAPTER, CONFIG, build_index, describe_folder, index_js
 
 
 if TYPE_CHECKING:
-    from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
+    from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
+
+    Operations = list[CommitOperationAdd | CommitOperationDelete]
 
 ONE_COMMIT = 200  # files; more go up in parts
 ATTEMPTS = 3
@@ -65,8 +67,6 @@ def push_folder(
         CheckpointError: if the folder holds no saved autoencoder, or the Hub refuses the card.
         OSError: if the Hub refuses or cannot be reached.
     """
-    from huggingface_hub import HfApi
-
     folder, place = Path(folder), (subfolder or "").strip("/")
     saved = (folder / CONFIG).is_file() or (folder / ADAPTER).is_file()
     index = {} if saved else build_index(folder)
@@ -74,20 +74,53 @@ def push_folder(
         raise CheckpointError(f"{str(folder)!r} holds no config.json: save_pretrained a model there first.")
     left_out = [*NEVER, *(() if training_state else TRAINING_STATE), *(ignore_patterns or ())]
     title = commit_message or f"Upload {place or ('autoencoders' if index else 'autoencoder')} with hf-sae"
-    with readable(repo_id):
+    if place and not training_state and not (folder / ADAPTER).is_file():
+        index = {place: describe_folder(folder)} if not index else {f"{place}/{k}": v for k, v in index.items()}
+
+    def operations(api: HfApi, parent: str | None) -> Operations:
+        files = list(additions(folder, place, left_out))
+        if index and not training_state:
+            files += _root(api, repo_id, parent, index, {file.path_in_repo for file in files})
+        return [*files]
+
+    return upload(repo_id, operations, title, private=private, token=token, revision=revision, create_pr=create_pr)
+
+
+def upload(
+    repo_id: str,
+    operations: Callable[[HfApi, str | None], Operations],
+    title: str,
+    *,
+    private: bool | None,
+    token: str | bool | None,
+    revision: str | None,
+    create_pr: bool,
+    repo_type: str = "model",
+) -> str:
+    """Creates a repo where it does not exist and commits to it, whole or not at all; returns the address.
+
+    Args:
+        repo_id (`str`), private, token, revision, create_pr: as in [`push_folder`].
+        operations (`Callable`): what to commit, given the API and the commit, or branch, that it comes on; it is asked again
+            where somebody else committed meanwhile.
+        title (`str`): of the commit.
+        repo_type (`str`): `model` or `dataset`.
+
+    Raises:
+        CheckpointError, OSError: as in [`push_folder`].
+    """
+    from huggingface_hub import HfApi
+
+    with readable(repo_id, repo_type):
         api = HfApi(token=token)
-        api.create_repo(repo_id, private=private, exist_ok=True)
+        api.create_repo(repo_id, private=private, exist_ok=True, repo_type=repo_type)
         if revision is not None and not create_pr:
-            api.create_branch(repo_id, branch=revision, exist_ok=True)
-        if place and not training_state and not (folder / ADAPTER).is_file():
-            index = {place: describe_folder(folder)} if not index else {f"{place}/{k}": v for k, v in index.items()}
+            api.create_branch(repo_id, branch=revision, exist_ok=True, repo_type=repo_type)
         for attempt in range(ATTEMPTS):
-            parent = None if create_pr else api.model_info(repo_id, revision=revision).sha
-            additions = list(_additions(folder, place, left_out))
-            if index and not training_state:
-                additions += _root(api, repo_id, parent or revision, index, {a.path_in_repo for a in additions})
+            parent = None if create_pr else api.repo_info(repo_id, revision=revision, repo_type=repo_type).sha
+            wanted = operations(api, parent or revision)
             try:
-                commit = _send(api, repo_id, additions, title, revision, create_pr, parent)
+                commit = _send(api, repo_id, wanted, title, revision, create_pr, parent, repo_type)
             except OSError as error:
                 if attempt + 1 < ATTEMPTS and _overtaken(error):
                     continue  # somebody committed meanwhile: take their index into account
@@ -96,14 +129,22 @@ def push_folder(
     raise OSError(f"{repo_id!r} changed {ATTEMPTS} times during the upload: try again.")
 
 
-def group(repo_ids: list[str], title: str, *, token: str | bool | None = None, private: bool = False) -> str:
+def group(
+    repo_ids: list[str],
+    title: str,
+    *,
+    token: str | bool | None = None,
+    private: bool = False,
+    repo_type: Literal["model", "dataset"] = "model",
+) -> str:
     """Lists repos in a Hub collection of yours, which is created where it does not exist, and returns its address.
 
     Args:
-        repo_ids (`list[str]`): model repos.
+        repo_ids (`list[str]`): repos.
         title (`str`): of the collection.
         token (`str`, *optional*): instead of the one that `hf auth login` stored.
         private (`bool`): visibility of a collection that is created.
+        repo_type (`str`): of the repos, `model` or `dataset`.
 
     Raises:
         OSError: if the Hub refuses or cannot be reached.
@@ -114,11 +155,12 @@ def group(repo_ids: list[str], title: str, *, token: str | bool | None = None, p
         api = HfApi(token=token)
         collection = api.create_collection(title, private=private, exists_ok=True)
         for repo_id in repo_ids:
-            api.add_collection_item(collection.slug, repo_id, "model", exists_ok=True)
+            api.add_collection_item(collection.slug, repo_id, repo_type, exists_ok=True)
     return collection.url
 
 
-def _additions(folder: Path, place: str, left_out: list[str]) -> Iterator[CommitOperationAdd]:
+def additions(folder: Path, place: str, left_out: list[str]) -> Iterator[CommitOperationAdd]:
+    """The files of a folder that are uploaded, but links and what the patterns leave out."""
     from huggingface_hub import CommitOperationAdd
     from huggingface_hub.utils import filter_repo_objects
 
@@ -157,16 +199,18 @@ def _root(
 def _send(
     api: HfApi,
     repo_id: str,
-    additions: list[CommitOperationAdd],
+    operations: Operations,
     title: str,
     revision: str | None,
     create_pr: bool,
     parent: str | None,
+    repo_type: str,
 ) -> CommitInfo:
-    if len(additions) <= ONE_COMMIT:
+    if len(operations) <= ONE_COMMIT:
         return api.create_commit(
             repo_id,
-            additions,
+            operations,
+            repo_type=repo_type,
             commit_message=title,
             revision=revision,
             create_pr=create_pr or None,
@@ -174,17 +218,19 @@ def _send(
         )
     if revision not in (None, "main"):
         raise CheckpointError(
-            f"{len(additions)} files are too many for one commit to {revision!r}: push to main, or with create_pr=True."
+            f"{len(operations)} files are too many for one commit to {revision!r}: push to main, or with create_pr=True."
         )
     # weights first, what makes them visible (index and card) last
-    additions.sort(key=lambda addition: addition.path_in_repo in (CONFIG, README))
-    pull = api.create_pull_request(repo_id, title=title)
-    for start in range(0, len(additions), ONE_COMMIT):
-        part = additions[start : start + ONE_COMMIT]
-        commit = api.create_commit(repo_id, part, commit_message=title, revision=pull.git_reference)
+    operations.sort(key=lambda operation: operation.path_in_repo in (CONFIG, README))
+    pull = api.create_pull_request(repo_id, title=title, repo_type=repo_type)
+    for start in range(0, len(operations), ONE_COMMIT):
+        part = operations[start : start + ONE_COMMIT]
+        commit = api.create_commit(
+            repo_id, part, commit_message=title, revision=pull.git_reference, repo_type=repo_type
+        )
     if not create_pr:
-        api.change_discussion_status(repo_id, pull.num, "open")  # it begins as a draft
-        api.merge_pull_request(repo_id, pull.num)
+        api.change_discussion_status(repo_id, pull.num, "open", repo_type=repo_type)  # it begins as a draft
+        api.merge_pull_request(repo_id, pull.num, repo_type=repo_type)
         return commit
     commit.pr_url = pull.url
     return commit
@@ -195,7 +241,7 @@ def _overtaken(error: OSError) -> bool:
 
 
 @contextmanager
-def readable(repo_id: str) -> Generator[None]:
+def readable(repo_id: str, repo_type: str = "model") -> Generator[None]:
     """Within it, what the Hub answers to a write becomes an error that says what to do.
 
     Raises:
@@ -208,7 +254,7 @@ def readable(repo_id: str) -> Generator[None]:
 
     split_name(repo_id)
     try:
-        with explained(repo_id):
+        with explained(repo_id, repo_type):
             yield
     except HFValidationError as error:
         raise CheckpointError(f"{repo_id!r} is no repo id: give 'user/name'.") from error

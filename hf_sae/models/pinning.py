@@ -20,7 +20,7 @@ logger = logging.get_logger(__name__)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _WITH_FOLDER = re.compile(r"([\w.-]+/[\w.-]+):([\w./=+-]+)")
 _TOO_LONG = re.compile(r"([\w.-]+/[\w.-]+)/([\w./=+-]+)")
-_WEIGHTS = (".safetensors", ".npz", ".pt", ".pth", ".bin")
+_CONTENT = {"model": (".safetensors", ".npz", ".pt", ".pth", ".bin"), "dataset": (".parquet",)}
 
 
 def split_name(name: str, subfolder: str = "") -> tuple[str, str]:
@@ -50,6 +50,7 @@ def pin(
     token: str | bool | None = None,
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
+    repo_type: str = "model",
 ) -> str | None:
     """The commit to read a repo at, or `revision` as it was given where there is nothing to resolve.
 
@@ -57,24 +58,26 @@ def pin(
         name (`str`): repo id or folder.
         subfolder (`str`): what will be read; only looked at without a network.
         revision (`str`, *optional*): branch, tag or commit.
-        token, cache_dir, local_files_only: as in huggingface_hub.
+        token, cache_dir, local_files_only, repo_type: as in huggingface_hub.
     """
     if Path(name).exists() or is_commit(revision):
         return revision
     if not local_files_only:
         try:
-            return HfApi(token=token).model_info(name, revision=revision).sha
+            return HfApi(token=token).repo_info(name, revision=revision, repo_type=repo_type).sha
         except (HfHubHTTPError, HFValidationError):
             return revision  # the Hub answered, or need not be asked: whoever loads says what is wrong
         except no_answer():
             pass
-    return _cached(name, subfolder, revision, cache_dir)
+    return _cached(name, subfolder, revision, cache_dir, repo_type)
 
 
-def _cached(name: str, subfolder: str, revision: str | None, cache_dir: str | Path | None) -> str | None:
-    found = list(_snapshots(name, cache_dir))
+def _cached(
+    name: str, subfolder: str, revision: str | None, cache_dir: str | Path | None, repo_type: str
+) -> str | None:
+    found = list(_snapshots(name, cache_dir, repo_type))
     wanted = revision or "main"
-    holding = [(sha, refs) for sha, refs, files in found if _holds(files, subfolder)]
+    holding = [(sha, refs) for sha, refs, files in found if _holds(files, subfolder, _CONTENT[repo_type])]
     for sha, refs in holding:
         if wanted in refs:
             return sha
@@ -92,26 +95,28 @@ def _cached(name: str, subfolder: str, revision: str | None, cache_dir: str | Pa
     return sha
 
 
-def _snapshots(name: str, cache_dir: str | Path | None) -> Iterator[tuple[str, frozenset[str], list[str]]]:
+def _snapshots(
+    name: str, cache_dir: str | Path | None, repo_type: str
+) -> Iterator[tuple[str, frozenset[str], list[str]]]:
     """Commit, branches and files of every cached snapshot, the newest first."""
     try:
         repos = scan_cache_dir(cache_dir).repos
     except (CacheNotFound, ValueError):
         return
     for repo in repos:
-        if repo.repo_id == name and repo.repo_type == "model":
+        if repo.repo_id == name and repo.repo_type == repo_type:
             for snapshot in sorted(repo.revisions, key=lambda r: r.last_modified, reverse=True):
                 root = snapshot.snapshot_path
                 files = [file.file_path.relative_to(root).as_posix() for file in snapshot.files]
                 yield snapshot.commit_hash, snapshot.refs, files
 
 
-def _holds(files: list[str], subfolder: str) -> bool:
+def _holds(files: list[str], subfolder: str, content: tuple[str, ...]) -> bool:
     prefix = subfolder.strip("/")
     inside = [f for f in files if f == prefix or f.startswith((f"{prefix}/", f"{prefix}.") if prefix else "")]
     if not prefix:
         inside = [f for f in files if "/" not in f]
-    return any(f.endswith(_WEIGHTS) for f in inside)
+    return any(f.endswith(content) for f in inside)
 
 
 def no_answer() -> tuple[Any, ...]:

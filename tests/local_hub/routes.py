@@ -242,14 +242,18 @@ def _resolve(h: Handler, kind: str | None, repo: str, revision: str, path: str) 
         return
     big = h.hub.lfs and path.endswith(LFS_SUFFIXES)
     oid = _oid(tree[path], big)
-    if big and h.command == "HEAD":
+    if big:
         linked = {"X_Linked_Etag": f'"{oid}"', "X_Linked_Size": str(len(tree[path]))}
         h.hub.objects[oid] = tree[path]
         h.send(b"", 302, X_Repo_Commit=sha, ETag=f'"{oid}"', Location=f"{h.hub.blobs}/objects/{oid}", **linked)
         return
-    body = tree[path]
+    _content(h, tree[path], X_Repo_Commit=sha, ETag=f'"{oid}"')
+
+
+def _content(h: Handler, body: bytes, **facts: str) -> None:
+    """A file, or the range of it that was asked for."""
     start = re.match(r"bytes=(\d+)-(\d*)", h.headers.get("Range", ""))
-    facts = {"X_Repo_Commit": sha, "ETag": f'"{oid}"', "Accept_Ranges": "bytes"}
+    facts["Accept_Ranges"] = "bytes"
     if start:
         end = int(start[2]) + 1 if start[2] else len(body)
         facts["Content_Range"] = f"bytes {start[1]}-{end - 1}/{len(body)}"
@@ -277,7 +281,7 @@ def _object(h: Handler, oid: str) -> None:
         h.hub.objects[oid] = h.body
         h.send(b"")
     else:
-        h.send(h.hub.objects[oid], ETag=f'"{oid}"')
+        _content(h, h.hub.objects[oid], ETag=f'"{oid}"')
 
 
 def _verify(h: Handler, oid: str) -> None:
