@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 
@@ -36,9 +36,11 @@ def _advice(name: str, error: BaseException) -> str | None:
         RevisionNotFoundError,
     )
 
-    from .models.pinning import no_answer
+    from .models.pinning import causes, no_answer, no_room
 
-    chain = list(_chain(error))
+    chain = list(causes(error))
+    if (full := no_room(name, error)) is not None:
+        return full
     if any(isinstance(link, GatedRepoError) for link in chain):
         return (
             f"{name!r} has a licence that has to be accepted: do so at https://huggingface.co/{name} with your account, "
@@ -63,11 +65,3 @@ def _advice(name: str, error: BaseException) -> str | None:
         f"{name!r} is not in the cache and the Hub cannot be reached.{offline} Run `hf download {name}` where there is a "
         "network, or give a local folder."
     )
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        yield error
-        error = error.__cause__ or error.__context__

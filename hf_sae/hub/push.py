@@ -7,14 +7,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
+from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..access import explained
 from ..errors import CheckpointError
-from .collections import ADAPTER, CONFIG, build_index, describe_folder, index_json, read_index
+from .collections import ADAPTER, CONFIG, build_index, describe_folder, index_json, present, read_index
+from .selection import additions as files_of
 
 
 if TYPE_CHECKING:
@@ -23,9 +25,6 @@ if TYPE_CHECKING:
 ONE_COMMIT = 200  # files; more go up in parts
 ATTEMPTS = 3
 README = "README.md"
-# what only training needs: an optimiser's state is twice the weights, and of no use to a reader
-TRAINING_STATE = ("optimizer.safetensors", "stream.safetensors", "trainer_state.json", "checkpoint-*", "runs/*")
-NEVER = (".*", "*/.*", "*.pt", "*.pth", "*.bin", "*.pkl", "*.pickle")
 
 
 def push_folder(
@@ -72,28 +71,54 @@ def push_folder(
     index = {} if saved else build_index(folder)
     if not saved and not index:
         raise CheckpointError(f"{str(folder)!r} holds no config.json: save_pretrained a model there first.")
-    left_out = [*NEVER, *(() if training_state else TRAINING_STATE), *(ignore_patterns or ())]
+    files = files_of(folder, place, ignore_patterns or (), training_state)
     title = commit_message or f"Upload {place or ('autoencoders' if index else 'autoencoder')} with hf-sae"
     with readable(repo_id):
         api = HfApi(token=token)
-        api.create_repo(repo_id, private=private, exist_ok=True)
-        if revision is not None and not create_pr:
-            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        _prepare(api, repo_id, private, None if create_pr else revision)
         if place and not training_state and not (folder / ADAPTER).is_file():
             index = {place: describe_folder(folder)} if not index else {f"{place}/{k}": v for k, v in index.items()}
         for attempt in range(ATTEMPTS):
             parent = None if create_pr else api.model_info(repo_id, revision=revision).sha
-            additions = list(_additions(folder, place, left_out))
+            additions = [copy(file) for file in files]  # they remember what was done with them
             if index and not training_state:
                 additions += _root(api, repo_id, parent or revision, index, {a.path_in_repo for a in additions})
             try:
                 commit = _send(api, repo_id, additions, title, revision, create_pr, parent)
             except OSError as error:
-                if attempt + 1 < ATTEMPTS and _overtaken(error):
+                if attempt + 1 < ATTEMPTS and (isinstance(error, _OvertakenError) or _overtaken(error)):
                     continue  # somebody committed meanwhile: take their index into account
                 raise
             return commit.pr_url if create_pr and commit.pr_url else commit.commit_url
     raise OSError(f"{repo_id!r} changed {ATTEMPTS} times during the upload: try again.")
+
+
+def prepare(repo_id: str, private: bool | None = None, token: str | bool | None = None) -> None:
+    """Creates the model repo where it does not exist, and finds out whether it may be written to.
+
+    Raises:
+        CheckpointError: for a name that is no repo id, or `private` where everybody can read the repo.
+        OSError: if the Hub refuses or cannot be reached.
+    """
+    from huggingface_hub import HfApi
+
+    with readable(repo_id):
+        _prepare(HfApi(token=token), repo_id, private, None)
+
+
+def _prepare(api: HfApi, repo_id: str, private: bool | None, branch: str | None) -> None:
+    """Creates repo and branch where they do not exist.
+
+    Raises:
+        CheckpointError: if something private would go to a repo that everybody can read.
+    """
+    api.create_repo(repo_id, private=private, exist_ok=True)
+    if private and not api.model_info(repo_id).private:
+        raise CheckpointError(
+            f"{repo_id!r} exists and is public: nothing was uploaded. Make it private in its settings, or push without private=True."
+        )
+    if branch is not None and not branch.startswith("refs/"):
+        api.create_branch(repo_id, branch=branch, exist_ok=True)
 
 
 def group(repo_ids: list[str], title: str, *, token: str | bool | None = None, private: bool = False) -> str:
@@ -118,16 +143,6 @@ def group(repo_ids: list[str], title: str, *, token: str | bool | None = None, p
     return collection.url
 
 
-def _additions(folder: Path, place: str, left_out: list[str]) -> Iterator[CommitOperationAdd]:
-    from huggingface_hub import CommitOperationAdd
-    from huggingface_hub.utils import filter_repo_objects
-
-    # a link may lead anywhere on this machine: what it points at was not meant to be published
-    files = [p.relative_to(folder).as_posix() for p in sorted(folder.rglob("*")) if p.is_file() and not p.is_symlink()]
-    for name in filter_repo_objects(files, ignore_patterns=left_out):
-        yield CommitOperationAdd(f"{place}/{name}" if place else name, folder / name)
-
-
 def _root(
     api: HfApi, repo_id: str, revision: str | None, index: dict[str, Any], written: set[str]
 ) -> list[CommitOperationAdd]:
@@ -137,11 +152,11 @@ def _root(
     from ..conversion.files import open_files
     from .cards import is_generated_text, render_collection_card
 
-    files = open_files(repo_id, "", revision, **({"token": api.token} if api.token is not None else {}))
+    files = open_files(repo_id, "", revision, (CONFIG,), token=api.token)
     known = read_index(files)
     if CONFIG in written or (CONFIG in files.names and known is None):
         return []
-    index = (known or {}) | index
+    index = present(known or {}, files) | index
     before = files.text(README) if README in files.names else ""
     out = [CommitOperationAdd(CONFIG, index_json(index).encode())]
     if README not in written and is_generated_text(before):
@@ -178,11 +193,18 @@ def _send(
         part = additions[start : start + ONE_COMMIT]
         commit = api.create_commit(repo_id, part, commit_message=title, revision=pull.git_reference)
     if not create_pr:
+        if api.model_info(repo_id).sha != parent:  # its index would contradict what main has become: make it again
+            api.change_discussion_status(repo_id, pull.num, "closed", comment="main moved on; pushed again.")
+            raise _OvertakenError
         api.change_discussion_status(repo_id, pull.num, "open")  # it begins as a draft
         api.merge_pull_request(repo_id, pull.num)
         return commit
     commit.pr_url = pull.url
     return commit
+
+
+class _OvertakenError(OSError):
+    """The branch moved while a pull request was filled."""
 
 
 def _overtaken(error: OSError) -> bool:
@@ -220,6 +242,12 @@ def readable(repo_id: str) -> Generator[None]:
         if reason is None:
             raise
         raise OSError(f"cannot push to {repo_id!r}: {reason}") from error
+    except RuntimeError as error:  # huggingface_hub's and hf-xet's, when a file breaks off
+        why = error.__cause__ or error
+        raise OSError(
+            f"the upload to {repo_id!r} broke off: {error} ({why}). Nothing was committed; run it again, what has arrived is not "
+            "sent twice."
+        ) from error
     except no_answer() as error:
         if isinstance(error, OSError) and not isinstance(error, ConnectionError):
             raise

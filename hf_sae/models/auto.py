@@ -17,7 +17,7 @@ from .adapters import find_adapter, load_adapted
 from .configuration_sae import SAEConfig
 from .errors import CheckpointError, ConfigError
 from .modeling_sae import SAE
-from .pinning import hub_options, pin, split_name
+from .pinning import hub_options, no_room, pin, remember, split_name
 
 
 class AutoSAE(_BaseAutoModelClass):
@@ -59,7 +59,14 @@ class AutoSAE(_BaseAutoModelClass):
         # 'saelens:release/id' is no repo id: transformers need not be asked
         if ":" in name and not Path(name).exists():
             return _foreign(name, None, kwargs)
-        kwargs["revision"] = pin(name, subfolder, kwargs.get("revision"), **hub_options(kwargs)) or "main"
+        asked, options = kwargs.get("revision"), hub_options(kwargs)
+        kwargs["revision"] = pin(name, subfolder, asked, **options) or "main"
+        loaded = cls._load(name, *model_args, **kwargs)
+        remember(name, asked, kwargs["revision"], options.get("cache_dir"))
+        return loaded
+
+    @classmethod
+    def _load(cls, name: str, *model_args: Any, **kwargs: Any) -> Any:
         if (adapter := find_adapter(name, kwargs)) is not None:
             return load_adapted(cls.from_pretrained, name, adapter, *model_args, **kwargs)
         try:
@@ -67,6 +74,8 @@ class AutoSAE(_BaseAutoModelClass):
         except (CheckpointError, ConfigError):
             raise
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            if (full := no_room(name, error)) is not None:
+                raise CheckpointError(full) from error
             # transformers takes a config.json for a mapping of what it knows, and fails in many ways where it is not
             return _foreign(name, error, kwargs)
 

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +12,9 @@ import torch
 from hf_sae.errors import CheckpointError
 from hf_sae.models import AutoSAE, TopKConfig, TopKSAE
 from hf_sae.models.pinning import split_name
-from tests.local_hub import LocalHub
+from tests.local_hub.client import Client, Done
 
 
-ROOT = Path(__file__).parents[2]
 CODE = """
 import json, sys
 from hf_sae import AutoSAE
@@ -28,10 +23,8 @@ print(json.dumps({"commit": sae.config._commit_hash, "b": float(sae.b_dec[0])}))
 """
 
 
-def load(environment: dict[str, str], name: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
-    command = [sys.executable, "-c", CODE, name, json.dumps(options)]
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=200, check=False)
+def load(client: Client, name: str, offline: bool = False, **options: Any) -> Done:
+    return client.python(CODE, name, json.dumps(options), **({"HF_HUB_OFFLINE": "1"} if offline else {}))
 
 
 def save(folder: Path, value: float) -> None:
@@ -41,51 +34,40 @@ def save(folder: Path, value: float) -> None:
     sae.save_pretrained(folder)
 
 
-@pytest.fixture
-def hub() -> Iterator[LocalHub]:
-    with LocalHub() as running:
-        yield running
-
-
-def test_each_autoencoder_of_a_repo_is_found_offline_after_the_branch_moved(hub: LocalHub, tmp_path: Path):
+def test_each_autoencoder_of_a_repo_is_found_offline_after_the_branch_moved(plain: Client, tmp_path: Path):
     save(tmp_path / "repo" / "a", 1)
     save(tmp_path / "repo" / "b", 2)
-    first = hub.add("me/many", tmp_path / "repo")
-    environment = hub.environment(tmp_path / "home")
-    before = json.loads(load(environment, "me/many", subfolder="b").stdout)
+    first = plain.hub.add("me/many", tmp_path / "repo")
+    before = json.loads(load(plain, "me/many", subfolder="b").stdout)
     assert before == {"commit": first, "b": 2}
     save(tmp_path / "repo" / "a", 3)
-    second = hub.add("me/many", tmp_path / "repo")
-    assert json.loads(load(environment, "me/many:a").stdout) == {"commit": second, "b": 3}
-    offline = {**environment, "HF_HUB_OFFLINE": "1"}
-    assert json.loads(load(offline, "me/many", subfolder="a").stdout) == {"commit": second, "b": 3}
-    old = load(offline, "me/many", subfolder="b")
+    second = plain.hub.add("me/many", tmp_path / "repo")
+    assert json.loads(load(plain, "me/many:a").stdout) == {"commit": second, "b": 3}
+    assert json.loads(load(plain, "me/many", True, subfolder="a").stdout) == {"commit": second, "b": 3}
+    old = load(plain, "me/many", True, subfolder="b")
     assert json.loads(old.stdout) == {"commit": first, "b": 2}, old.stderr
     assert first[:8] in old.stderr, "reading an older commit is said"
-    never = load(offline, "me/many", subfolder="c")
+    never = load(plain, "me/many", True, subfolder="c")
     assert never.returncode != 0
     assert "not in the cache" in never.stderr
 
 
-def test_a_branch_or_commit_that_was_asked_for_is_never_replaced(hub: LocalHub, tmp_path: Path):
+def test_a_branch_or_commit_that_was_asked_for_is_never_replaced(plain: Client, tmp_path: Path):
     save(tmp_path / "repo" / "a", 1)
-    first = hub.add("me/many", tmp_path / "repo")
-    environment = hub.environment(tmp_path / "home")
-    assert load(environment, "me/many:a").returncode == 0
-    offline = {**environment, "HF_HUB_OFFLINE": "1"}
-    assert load(offline, "me/many:a", revision="other").returncode != 0
-    assert load(offline, "me/many:a", revision="0" * 40).returncode != 0
-    assert json.loads(load(offline, "me/many:a", revision=first).stdout)["commit"] == first
+    first = plain.hub.add("me/many", tmp_path / "repo")
+    assert load(plain, "me/many:a").returncode == 0
+    assert load(plain, "me/many:a", True, revision="other").returncode != 0
+    assert load(plain, "me/many:a", True, revision="0" * 40).returncode != 0
+    assert json.loads(load(plain, "me/many:a", True, revision=first).stdout)["commit"] == first
 
 
-def test_what_a_repo_holds_is_listed_where_something_else_was_asked_for(hub: LocalHub, tmp_path: Path):
+def test_what_a_repo_holds_is_listed_where_something_else_was_asked_for(plain: Client, tmp_path: Path):
     save(tmp_path / "repo" / "layer_3", 1)
     save(tmp_path / "repo" / "layer_7", 1)
-    hub.add("me/many", tmp_path / "repo")
-    environment = hub.environment(tmp_path / "home")
-    assert "'layer_3', 'layer_7'" in load(environment, "me/many", subfolder="layer_5").stderr
-    assert "no such revision" in load(environment, "me/many:layer_3", revision="gone").stderr
-    assert "no repo 'me/none'" in load(environment, "me/none").stderr
+    plain.hub.add("me/many", tmp_path / "repo")
+    assert "'layer_3', 'layer_7'" in load(plain, "me/many", subfolder="layer_5").stderr
+    assert "no such revision" in load(plain, "me/many:layer_3", revision="gone").stderr
+    assert "no repo 'me/none'" in load(plain, "me/none").stderr
 
 
 def test_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -31,8 +31,8 @@ run.train(resume_from_checkpoint=resume)
 
 @pytest.fixture
 def client(tmp_path: Path) -> Iterator[Client]:
-    with LocalHub(lfs=True) as hub:
-        yield Client(hub, tmp_path / "home")
+    with LocalHub(lfs=True) as hub, Client(hub, tmp_path / "home") as running:
+        yield running
 
 
 def run(client: Client, folder: Path, batches: int, resume: object = None, **options: object) -> str:
