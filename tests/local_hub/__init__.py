@@ -11,6 +11,7 @@ import json
 import re
 import socket
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -79,6 +80,7 @@ class LocalHub:
         self.broken: re.Pattern[str] | None = None  # requests that match are answered with 500
         self.spared = 0  # so many of them are answered first
         self.hang_up = False  # they get no answer at all: the connection ends in the middle of what they send
+        self.before_commit: Callable[[], object] | None = None  # something else happens first
         self.refuse_cards: str | None = None  # what the Hub says of every card's header
         handler = type("Handler", (Handler,), {"hub": self})
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)

@@ -71,6 +71,8 @@ def _preupload(h: Handler, kind: str, repo: str, revision: str) -> None:
 
 def _commit(h: Handler, kind: str, repo: str, revision: str) -> None:
     known = h.repo(kind, repo, write=True, propose="create_pr" in h.query or "/pr/" in revision)
+    if h.hub.before_commit is not None:
+        h.hub.before_commit()
     parent, before = h.tree(known, revision)
     tree, title = dict(before), ""
     for line in h.body.decode().splitlines():
