@@ -70,7 +70,7 @@ def describe(sae: SAE) -> dict[str, Any]:
         "base_model": config.base_model,
         "base_revision": config.base_revision,
         "parameters": sum(parameter.numel() for parameter in sae.parameters()),
-        "commit": config._commit_hash,
+        "commit": getattr(config, "_commit_hash", None),
         "dtype": str(sae.dtype).removeprefix("torch."),
         "feature_stats": _stats(sae),
         **{name: part if isinstance(part, dict) else {name: part} for name, part in parts.items()},

@@ -55,6 +55,10 @@ OWN_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 _SHOWN = 12
 
 
+class ElsewhereError(ConversionError):
+    """Nothing is at the asked place, but autoencoders are elsewhere in the repo; they are listed."""
+
+
 def identify(files: Files, name: str | None = None) -> ModuleType:
     """The format of the asked place.
 
@@ -76,14 +80,15 @@ def identify(files: Files, name: str | None = None) -> ModuleType:
     found = members(files) or members(files.at(""))
     if files.root is not None and files.commit is not None:  # a cached repo: what is missing may only not be here
         raise OSError(f"{where} is not in the cache and the Hub cannot be reached. In the cache: {_list(found)}.")
-    nearest = difflib.get_close_matches(files.place, found, n=1)
-    close = f"Did you mean {nearest[0]!r}? " if files.place and nearest else ""
-    hint = (
-        f"{close}It holds {_list(found)}: give one as subfolder=."
-        if found
-        else "Its files are " + _list(sorted(files.names)) + "."
+    if found:
+        nearest = difflib.get_close_matches(files.place, found, n=1)
+        close = f"Did you mean {nearest[0]!r}? " if files.place and nearest else ""
+        raise ElsewhereError(
+            f"{where} is no autoencoder. {close}{files.name!r} holds {_list(found)}: give one as subfolder=."
+        )
+    raise ConversionError(
+        f"{where} is no checkpoint of a known format ({', '.join(sorted(known))}). Its files are {_list(sorted(files.names))}."
     )
-    raise ConversionError(f"{where} is no checkpoint of a known format ({', '.join(sorted(known))}). {hint}")
 
 
 def members(files: Files) -> list[str]:

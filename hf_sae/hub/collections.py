@@ -98,10 +98,10 @@ def load_saes(name: str, revision: str | None = None, subfolder: str = "", **opt
         index = read_index(files)
         remember(name, revision, files.commit, hub.get("cache_dir"))
     if index is None:
-        root = {".": {}} if CONFIG in files.names and any(map(_is_weights, files.names)) else {}
-        index = root | {place: {} for place in members(files.at(subfolder))} or (
-            {".": {}} if CONFIG in files.names else {}
-        )
+        with explained(name):
+            root = {".": _facts(files.json(CONFIG))} if CONFIG in files.names else {}
+        found: dict[str, Entry] = {place: {} for place in members(files.at(subfolder))}
+        index = (root if not found or any(map(_is_weights, files.names)) else {}) | found
     elif not (files.commit and files.root):  # what the cache holds of a repo is not all of it
         index = present(index, files) | {place: {} for place in unlisted(index, files)}
     index = {place: entry for place, entry in index.items() if _below(place, subfolder)}
@@ -157,14 +157,20 @@ def describe_folder(folder: Path) -> Entry:
         CheckpointError: if the config is not JSON.
     """
     config = read_json(folder / CONFIG)
-    entry: Entry = {"architecture": str(config.get("model_type", "")).removeprefix("hf_sae_")}
-    entry |= {key: config[key] for key in FACTS if config.get(key) is not None}
+    entry = _facts(config)
     if (folder / RESULTS).is_file():
         metrics = read_json(folder / RESULTS).get("metrics", {})
         figures = {key: metrics.get(key, {}).get("value") for key in FIGURES}
         entry["metrics"] = {key: value for key, value in figures.items() if value is not None}
     entry["sha256"] = {path.name: _digest(path) for path in _weights(folder)}
     return entry
+
+
+def _facts(config: Mapping[str, Any]) -> Entry:
+    kind = str(config.get("model_type", ""))
+    if not kind.startswith("hf_sae_"):
+        return {}
+    return {"architecture": kind.removeprefix("hf_sae_")} | {k: config[k] for k in FACTS if config.get(k) is not None}
 
 
 def index_json(index: Mapping[str, Entry]) -> str:

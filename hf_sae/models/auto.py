@@ -101,15 +101,17 @@ def _foreign(name: str, error: Exception | None, kwargs: dict[str, Any]) -> Any:
     why = str(error).strip().splitlines()[0] if str(error or "").strip() else "it has the name of another library's."
     ours = f"{name!r} is not a checkpoint of hf_sae: {why} Known model types: {', '.join(sorted(registered()))}."
     try:
-        from hf_sae.conversion import load_foreign
+        from hf_sae.conversion import ElsewhereError, load_foreign
     except ImportError:  # this file also travels to the Hub as code, without the rest of the package
         raise CheckpointError(ours) from error
     try:
         return load_foreign(name, **kwargs)
+    except ElsewhereError:
+        raise
     except (CheckpointError, ConfigError) as foreign:
         raise type(foreign)(f"{ours} Nor one of another library: {foreign}") from foreign
     except OSError as unreachable:
-        raise CheckpointError(f"{ours} {unreachable}") from unreachable
+        raise CheckpointError(str(unreachable)) from unreachable
 
 
 def registered() -> dict[str, tuple[type[SAEConfig], type[SAE]]]:
