@@ -81,3 +81,31 @@ def test_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     save(tmp_path / "user" / "repo" / "layer_8", 1)
     monkeypatch.chdir(tmp_path)
     assert AutoSAE.from_pretrained("user/repo/layer_8").config.k == 2, "a folder is a folder"
+
+
+def test_what_was_loaded_by_branch_tag_short_hash_or_pull_request_is_found_offline(plain: Client, tmp_path: Path):
+    save(tmp_path / "repo", 1)
+    save(tmp_path / "repo" / "b", 2)
+    first = plain.hub.add("me/many", tmp_path / "repo")
+    repo = plain.hub.repos["models/me/many"]
+    repo.tags["v1"] = repo.branches["dev/x"] = repo.branches["refs/pr/1"] = first
+    save(tmp_path / "repo", 3)
+    second = plain.hub.add("me/many", tmp_path / "repo")
+    for revision in ("v1", "dev/x", "refs/pr/1", first[:8], first):
+        assert json.loads(load(plain, "me/many", revision=revision).stdout) == {"commit": first, "b": 1}, revision
+        found = load(plain, "me/many", True, revision=revision)
+        assert json.loads(found.stdout) == {"commit": first, "b": 1}, found.stderr
+    # the trap in its other form: one at the root, one in a folder, and the root's load moves the branch
+    assert json.loads(load(plain, "me/many:b", revision="v1").stdout) == {"commit": first, "b": 2}
+    assert json.loads(load(plain, "me/many").stdout) == {"commit": second, "b": 3}
+    root = load(plain, "me/many", True)
+    assert json.loads(root.stdout) == {"commit": second, "b": 3}
+    assert "newest one cached" not in root.stderr, "nothing to warn of"
+    inside = load(plain, "me/many:b", True)
+    assert json.loads(inside.stdout) == {"commit": first, "b": 2}
+    assert first[:8] in inside.stderr
+    cached = plain.home / "hub" / "models--me--many"
+    (cached / "refs" / "broken").write_text(
+        "0" * 40
+    )  # a note without its commit, as an interrupted download leaves it
+    assert json.loads(load(plain, "me/many:b", True).stdout) == {"commit": first, "b": 2}
