@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 
@@ -37,9 +37,11 @@ def _advice(name: str, error: BaseException, repo_type: str) -> str | None:
         RevisionNotFoundError,
     )
 
-    from .models.pinning import no_answer
+    from .models.pinning import causes, no_answer, no_room
 
-    chain = list(_chain(error))
+    chain = list(causes(error))
+    if (full := no_room(name, error)) is not None:
+        return full
     page, flag = ("datasets/", "--repo-type dataset ") if repo_type == "dataset" else ("", "")
     if any(isinstance(link, GatedRepoError) for link in chain):
         return (
@@ -65,11 +67,3 @@ def _advice(name: str, error: BaseException, repo_type: str) -> str | None:
         f"{name!r} is not in the cache and the Hub cannot be reached.{offline} Run `hf download {flag}{name}` where there is a "
         "network, or give a local folder."
     )
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        yield error
-        error = error.__cause__ or error.__context__

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,18 +9,15 @@ from huggingface_hub.errors import EntryNotFoundError
 
 from hf_sae.access import explained
 from tests.local_hub import TOKEN, LocalHub
+from tests.local_hub.client import Client
 
 
-ROOT = Path(__file__).parent.parent
 SAE = "from hf_sae import AutoSAE; AutoSAE.from_pretrained('google/gemma-scope-2b-pt-res', subfolder='x')"
 HOST = "from hf_sae.hosts.loading import load_host; load_host('google/gemma-3-270m-it')"
 
 
-def last_line(code: str, environment: dict[str, str]) -> str:
-    env = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=200, check=False
-    )
+def last_line(client: Client, code: str, **variables: str) -> str:
+    done = client.python(code, **variables)
     assert done.returncode == 1
     assert TOKEN not in done.stderr
     return done.stderr.strip().splitlines()[-1]
@@ -33,19 +27,20 @@ def last_line(code: str, environment: dict[str, str]) -> str:
 def test_gated_missing_and_unreachable(tmp_path: Path, code: str, repo: str):
     (tmp_path / "files").mkdir()
     (tmp_path / "files" / "README.md").write_text("x")
-    with LocalHub() as hub:
-        environment = hub.environment(tmp_path / "home")
-        message = last_line(code, environment)
-        assert f"no repo '{repo}', or it is private" in message
-        assert "hf auth login" in message
-        hub.add(repo, tmp_path / "files", gated=True)
-        message = last_line(code, environment)
-        assert f"https://huggingface.co/{repo}" in message
-        assert "hf auth login" in message
-    message = last_line(code, environment)
-    assert f"`hf download {repo}`" in message
-    assert "HF_HUB_OFFLINE" not in message
-    assert "HF_HUB_OFFLINE is set" in last_line(code, {**environment, "HF_HUB_OFFLINE": "1"})
+    hub = LocalHub()
+    with Client(hub, tmp_path / "home") as client:
+        with hub:
+            message = last_line(client, code)
+            assert f"no repo '{repo}', or it is private" in message
+            assert "hf auth login" in message
+            hub.add(repo, tmp_path / "files", gated=True)
+            message = last_line(client, code)
+            assert f"https://huggingface.co/{repo}" in message
+            assert "hf auth login" in message
+        message = last_line(client, code)
+        assert f"`hf download {repo}`" in message
+        assert "HF_HUB_OFFLINE" not in message
+        assert "HF_HUB_OFFLINE is set" in last_line(client, code, HF_HUB_OFFLINE="1")
 
 
 def test_other_errors_pass():

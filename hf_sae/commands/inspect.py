@@ -39,7 +39,7 @@ def info(
     from ..models import AutoSAE
 
     console = Console(as_json)
-    sae = AutoSAE.from_pretrained(repo_or_path, subfolder=subfolder, revision=revision or "main")
+    sae = AutoSAE.from_pretrained(repo_or_path, subfolder=subfolder, revision=revision)
     payload = describe(sae)
     rows = [
         (key, _short(value)) for key, value in payload.items() if not isinstance(value, dict) and value is not None
@@ -48,7 +48,8 @@ def info(
         part = payload[title]
         rows += [(f"{title}.{key}", _short(part[key])) for key in keys or part if part.get(key) is not None]
     console.show(aligned(rows, "<<"))
-    console.finish(payload, f"hf-sae eval {repo_or_path}")
+    where = f"{repo_or_path} --subfolder {subfolder}" if subfolder else repo_or_path
+    console.finish(payload, f"hf-sae eval {where}")
 
 
 def describe(sae: SAE) -> dict[str, Any]:
@@ -69,6 +70,7 @@ def describe(sae: SAE) -> dict[str, Any]:
         "base_model": config.base_model,
         "base_revision": config.base_revision,
         "parameters": sum(parameter.numel() for parameter in sae.parameters()),
+        "commit": getattr(config, "_commit_hash", None),
         "dtype": str(sae.dtype).removeprefix("torch."),
         "feature_stats": _stats(sae),
         **{name: part if isinstance(part, dict) else {name: part} for name, part in parts.items()},

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .console import Console, Json, Repo, Revision, Subfolder, aligned, fail, load_pair
+from .console import Console, Json, Repo, Revision, Subfolder, aligned, columns, fail, load_pair
 
 
 if TYPE_CHECKING:
@@ -88,6 +88,7 @@ def push(
     from ..hub import group, push_features, push_folder
 
     console = Console(as_json)
+    saved = (folder / "config.json").is_file()
     options: dict[str, Any] = {
         "private": private,
         "revision": revision,
@@ -100,14 +101,16 @@ def push(
             fail(f"{str(folder)!r} is a feature dataset, which has a repo of its own: leave --subfolder out.")
         url = push_features(folder, repo_id, **options)
     else:
-        if (folder / "config.json").is_file():
+        if saved:
             make_card(folder, repo_id, subfolder=subfolder)
         url = push_folder(folder, repo_id, subfolder=subfolder, **options)
     if collection is not None:
         console.show(group([repo_id], collection, repo_type="dataset" if table else "model"))
     console.show(url)
     where = f"{repo_id} --subfolder {subfolder}" if subfolder else repo_id
-    console.finish({"url": url}, f'load_features("{repo_id}") in Python' if table else f"hf-sae info {where}")
+    at = f" --revision {revision}" if revision else ""
+    step = f'load_features("{repo_id}") in Python' if table else f"hf-sae {'info' if saved else 'ls'} {where}{at}"
+    console.finish({"url": url}, f"review the pull request at {url}" if create_pr else step)
 
 
 def pull(
@@ -125,7 +128,7 @@ def pull(
 
     console = Console(as_json)
     sae = AutoSAE.from_pretrained(repo_or_path, subfolder=subfolder, revision=revision)
-    commit = sae.config._commit_hash
+    commit = getattr(sae.config, "_commit_hash", None)
     sae.save_pretrained(output_dir)
     console.show(f"Saved {output_dir}" + (f", from commit {commit}." if commit else "."))
     console.finish({"output": str(output_dir), "commit": commit}, f"hf-sae info {output_dir}")
@@ -150,14 +153,31 @@ def ls(
     figures = [key for key in ("l0", "fvu", "delta_ce") if any(key in _figures(e) for e in saes.index.values())]
     rows = [("folder", *(keys[key] for key in shown), *figures)]
     for place, entry in saes.index.items():
-        facts = [str(entry.get(key, "")) for key in shown]
+        facts = [_fact(entry, key) for key in shown]
         numbers = [f"{_figures(entry)[key]:.4g}" if key in _figures(entry) else "" for key in figures]
         rows.append((place, *facts, *numbers))
+    rest = sum(2 + max(map(len, column)) for column in list(zip(*rows, strict=True))[1:])
+    rows = [(_without_middle(place, columns() - rest), *facts) for place, *facts in rows]
     console.show(aligned(rows, "".join(">" if key == "d_sae" else "<" for key in ("", *shown)) + ">" * len(figures)))
     first = next(iter(saes))
     listed = [{"place": place, **entry} for place, entry in saes.index.items()]
     name = f"{repo_or_path} --subfolder {first}" if first != "." else repo_or_path
     console.finish({"name": repo_or_path, "commit": saes.commit, "autoencoders": listed}, f"hf-sae info {name}")
+
+
+def _fact(entry: dict[str, Any], key: str) -> str:
+    value, target = entry.get(key, ""), entry.get("hook_out")
+    if key == "hook_in" and target not in (None, value):
+        return f"{value} → {target}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _without_middle(text: str, width: int) -> str:
+    """A long name without its middle: beginnings and ends tell folders apart."""
+    width = max(width, 12)
+    if len(text) <= width:
+        return text
+    return f"{text[: (width - 1) // 2]}…{text[len(text) - width // 2 :]}"
 
 
 def _figures(entry: dict[str, Any]) -> dict[str, float]:

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..errors import ConversionError
-from ..models.pinning import no_answer
+from ..models.pinning import no_answer, no_revision, pin
 
 
 MAX_FILES = 200_000
@@ -164,7 +164,9 @@ class Files:
         return out
 
 
-def open_files(name: str, place: str = "", revision: str | None = None, **hub_kwargs: Any) -> Files:
+def open_files(
+    name: str, place: str = "", revision: str | None = None, holding: tuple[str, ...] | None = None, **hub_kwargs: Any
+) -> Files:
     """Lists a folder, or a Hub repo at the commit that `revision` is now.
 
     Without a network a repo that was downloaded before is read from the cache.
@@ -173,6 +175,7 @@ def open_files(name: str, place: str = "", revision: str | None = None, **hub_kw
         name (`str`): folder or repo id.
         place (`str`): folder or file inside, with or without its extension.
         revision (`str`, *optional*): branch, tag or commit.
+        holding (`tuple[str, ...]`, *optional*): as in [`pin`].
         hub_kwargs: `token`, `cache_dir`, `local_files_only`, `force_download`, `repo_type` as in huggingface_hub.
 
     Raises:
@@ -182,7 +185,12 @@ def open_files(name: str, place: str = "", revision: str | None = None, **hub_kw
     if Path(name).is_dir():
         return Files(name, _listing(Path(name)), place, Path(name), hub_kwargs=hub_kwargs)
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     token, local = hub_kwargs.get("token"), hub_kwargs.get("local_files_only", False)
     if not local:
@@ -190,6 +198,8 @@ def open_files(name: str, place: str = "", revision: str | None = None, **hub_kw
             info = HfApi(token=token).repo_info(name, revision=revision, repo_type=hub_kwargs.get("repo_type"))
         except HFValidationError as error:
             raise ConversionError(f"{name!r} is neither a folder here nor an id on the Hub ('user/repo').") from error
+        except RevisionNotFoundError as error:
+            raise no_revision(name, str(revision), token, hub_kwargs.get("repo_type") or "model") from error
         except HfHubHTTPError:
             raise  # the Hub answered: gated, missing, private
         except no_answer():
@@ -199,6 +209,7 @@ def open_files(name: str, place: str = "", revision: str | None = None, **hub_kw
             return Files(name, names, place, None, info.sha, hub_kwargs)
     try:
         cached = {key: hub_kwargs[key] for key in ("cache_dir", "repo_type") if key in hub_kwargs}
+        revision = pin(name, place, revision, local_files_only=True, holding=holding, **cached)
         folder = Path(snapshot_download(name, revision=revision, local_files_only=True, **cached))
     except LocalEntryNotFoundError as error:
         raise OSError(f"{name!r} is not in the cache and the Hub cannot be reached.") from error

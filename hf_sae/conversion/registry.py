@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from pathlib import PurePosixPath
 from types import ModuleType
 from typing import Any
@@ -54,6 +55,10 @@ OWN_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 _SHOWN = 12
 
 
+class ElsewhereError(ConversionError):
+    """Nothing is at the asked place, but autoencoders are elsewhere in the repo; they are listed."""
+
+
 def identify(files: Files, name: str | None = None) -> ModuleType:
     """The format of the asked place.
 
@@ -63,6 +68,7 @@ def identify(files: Files, name: str | None = None) -> ModuleType:
 
     Raises:
         ConversionError: if it is of no known format, or not of the named one; what the repo holds is listed.
+        OSError: if it may be, but is not in the cache, and the Hub cannot be reached.
     """
     known = {module.NAME: module for module in FORMATS}
     if name is not None and name not in known:
@@ -72,12 +78,17 @@ def identify(files: Files, name: str | None = None) -> ModuleType:
             return module
     where = f"{files.name!r}" + (f" at {files.place!r}" if files.place else "")
     found = members(files) or members(files.at(""))
-    hint = (
-        f"It holds {_list(found)}: give one as subfolder=."
-        if found
-        else "Its files are " + _list(sorted(files.names)) + "."
+    if files.root is not None and files.commit is not None:  # a cached repo: what is missing may only not be here
+        raise OSError(f"{where} is not in the cache and the Hub cannot be reached. In the cache: {_list(found)}.")
+    if found:
+        nearest = difflib.get_close_matches(files.place, found, n=1)
+        close = f"Did you mean {nearest[0]!r}? " if files.place and nearest else ""
+        raise ElsewhereError(
+            f"{where} is no autoencoder. {close}{files.name!r} holds {_list(found)}: give one as subfolder=."
+        )
+    raise ConversionError(
+        f"{where} is no checkpoint of a known format ({', '.join(sorted(known))}). Its files are {_list(sorted(files.names))}."
     )
-    raise ConversionError(f"{where} is no checkpoint of a known format ({', '.join(sorted(known))}). {hint}")
 
 
 def members(files: Files) -> list[str]:

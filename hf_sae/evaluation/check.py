@@ -53,6 +53,7 @@ class CheckReport:
         n_tokens (`int`): kept tokens, and `outliers` left out of them for the ranking.
         published_l0 (`float`, *optional*): what L0 was compared with.
         notes (`list[str]`): what may explain a difference.
+        revision (`str`, *optional*): commit of the repo that the autoencoder came from.
     """
 
     ok: bool
@@ -63,6 +64,7 @@ class CheckReport:
     outliers: int
     published_l0: float | None = None
     notes: list[str] = field(default_factory=list)
+    revision: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values; what is not finite is `None`."""
@@ -78,6 +80,7 @@ class CheckReport:
             name = textwrap.shorten(mark + row.name, name_width, placeholder="…")
             lines.append(f"{name:<{name_width}}  {row.l0:>8.4g}  {row.fvu:>8.3g}  {row.score:>8.3g}")
         facts = [f"{self.n_tokens:,} tokens ({self.outliers} of outlying norm left out)"]
+        facts += [f"commit {self.revision[:8]}"] if self.revision else []
         facts += [f"published L0 {self.published_l0:g}"] if self.published_l0 else []
         facts += [f"{key} {value:.4g}" for key, value in self.loaded.items() if value is not None]
         text = [", ".join(facts), self.verdict, *self.notes]
@@ -147,7 +150,8 @@ def check(
         )
         loaded |= {key: report[key] for key in ("delta_ce", "ce_recovered")}
     notes = _notes(sae, host, tokenizer, dataset, published, mine)
-    return CheckReport(ok, verdict, rows, loaded, n_tokens, outliers, published, notes)
+    commit = getattr(sae.config, "_commit_hash", None)
+    return CheckReport(ok, verdict, rows, loaded, n_tokens, outliers, published, notes, commit)
 
 
 def _without_outliers(acts: dict[str, Tensor], point: str) -> tuple[dict[str, Tensor], int]:

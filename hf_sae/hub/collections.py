@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from ..access import explained
 from ..errors import CheckpointError, ConversionError
 from ..models import AutoSAE
-from ..models.pinning import split_name
+from ..models.pinning import remember, split_name
 
 
 if TYPE_CHECKING:
@@ -94,10 +94,16 @@ def load_saes(name: str, revision: str | None = None, subfolder: str = "", **opt
     name, subfolder = split_name(name, subfolder)
     hub = {key: options[key] for key in HUB_KEYS if key in options}
     with explained(name):
-        files = open_files(name, "", revision, **hub)
+        files = open_files(name, "", revision, (CONFIG,), **hub)
         index = read_index(files)
+        remember(name, revision, files.commit, hub.get("cache_dir"))
     if index is None:
-        index = {place: {} for place in members(files.at(subfolder))} or ({".": {}} if CONFIG in files.names else {})
+        with explained(name):
+            root = {".": _facts(files.json(CONFIG))} if CONFIG in files.names else {}
+        found: dict[str, Entry] = {place: {} for place in members(files.at(subfolder))}
+        index = (root if not found or any(map(_is_weights, files.names)) else {}) | found
+    elif not (files.commit and files.root):  # what the cache holds of a repo is not all of it
+        index = present(index, files) | {place: {} for place in unlisted(index, files)}
     index = {place: entry for place, entry in index.items() if _below(place, subfolder)}
     if not index:
         raise CheckpointError(f"{name!r} holds no autoencoder{f' below {subfolder!r}' if subfolder else ''}.")
@@ -126,6 +132,17 @@ def read_index(files: Files) -> dict[str, Entry] | None:
     return index
 
 
+def present(index: Mapping[str, Entry], files: Files) -> dict[str, Entry]:
+    """The entries of an index whose folders still hold weights: files may be deleted or moved by hand."""
+    return {place: entry for place, entry in index.items() if place in _places(files.names)}
+
+
+def unlisted(index: Mapping[str, Entry], files: Files) -> list[str]:
+    """Places of autoencoders that an index does not know of."""
+    known = {place for place in _places(files.names) if f"{place}/{CONFIG}" in files.names}
+    return sorted(known - index.keys() - {"."}, key=natural)
+
+
 def build_index(folder: str | Path) -> dict[str, Entry]:
     """What the saved autoencoders below a folder are, by their places in it."""
     folder = Path(folder)
@@ -139,15 +156,21 @@ def describe_folder(folder: Path) -> Entry:
     Raises:
         CheckpointError: if the config is not JSON.
     """
-    config = _json(folder / CONFIG)
-    entry: Entry = {"architecture": str(config.get("model_type", "")).removeprefix("hf_sae_")}
-    entry |= {key: config[key] for key in FACTS if config.get(key) is not None}
+    config = read_json(folder / CONFIG)
+    entry = _facts(config)
     if (folder / RESULTS).is_file():
-        metrics = _json(folder / RESULTS).get("metrics", {})
+        metrics = read_json(folder / RESULTS).get("metrics", {})
         figures = {key: metrics.get(key, {}).get("value") for key in FIGURES}
         entry["metrics"] = {key: value for key, value in figures.items() if value is not None}
     entry["sha256"] = {path.name: _digest(path) for path in _weights(folder)}
     return entry
+
+
+def _facts(config: Mapping[str, Any]) -> Entry:
+    kind = str(config.get("model_type", ""))
+    if not kind.startswith("hf_sae_"):
+        return {}
+    return {"architecture": kind.removeprefix("hf_sae_")} | {k: config[k] for k in FACTS if config.get(k) is not None}
 
 
 def index_json(index: Mapping[str, Entry]) -> str:
@@ -171,6 +194,14 @@ def _hidden(path: Path, folder: Path) -> bool:
     return any(part.startswith((".", "checkpoint-")) for part in path.relative_to(folder).parts)
 
 
+def _places(names: Iterable[str]) -> set[str]:
+    return {str(PurePosixPath(name).parent) for name in names if _is_weights(PurePosixPath(name).name)}
+
+
+def _is_weights(name: str) -> bool:
+    return "/" not in name and name.startswith(("model", "adapter_model")) and name.endswith(".safetensors")
+
+
 def _weights(folder: Path) -> Iterator[Path]:
     yield from sorted(folder.glob("model*.safetensors"))
 
@@ -180,10 +211,15 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        CheckpointError: if it is none.
+    """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"cannot read {path.name} of {path.parent.name!r}: {error}.") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path.name} of {path.parent.name!r} holds no JSON object.")

@@ -9,7 +9,8 @@ from ..access import explained
 from ..conversion.files import Files, open_files
 from ..errors import CheckpointError, DataError
 from ..models.pinning import pin, split_name
-from .push import NEVER, README, additions, upload
+from .push import README, upload
+from .selection import additions
 
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def push_features(
         from .blocks import over
         from .feature_cards import render_features_card
 
-        files = {file.path_in_repo: file for file in additions(folder, "", [*NEVER, *(ignore_patterns or ())])}
+        files = {file.path_in_repo: file for file in additions(folder, "", ignore_patterns or ())}
         there = open_files(repo_id, "", parent, repo_type=DATASET, token=api.token)
         before = there.text(README) if README in there.names else ""
         own = (folder / README).read_text(encoding="utf-8", errors="replace") if README in files else ""

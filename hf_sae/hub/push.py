@@ -7,27 +7,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..access import explained
 from ..errors import CheckpointError
-from .collections import ADAPTER, CONFIG, build_index, describe_folder, index_json, read_index
+from .collections import ADAPTER, CONFIG, build_index, describe_folder, index_json, present, read_index
+from .selection import additions as files_of
 
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
+
+    from ..conversion.files import Files
 
     Operations = list[CommitOperationAdd | CommitOperationDelete]
 
 ONE_COMMIT = 200  # files; more go up in parts
 ATTEMPTS = 3
 README = "README.md"
-# what only training needs: an optimiser's state is twice the weights, and of no use to a reader
-TRAINING_STATE = ("optimizer.safetensors", "stream.safetensors", "trainer_state.json", "checkpoint-*", "runs/*")
-NEVER = (".*", "*/.*", "*.pt", "*.pth", "*.bin", "*.pkl", "*.pickle")
 
 
 def push_folder(
@@ -46,7 +47,7 @@ def push_folder(
     """Creates the model repo where it does not exist and uploads the folder, whole or not at all.
 
     A repo with autoencoders in subfolders has an index at its root (`hf_sae.hub.collections`), which the same commit
-    brings up to date.
+    brings up to date. What readers wrote into the cards on the Hub stays (`hf_sae.hub.blocks`).
 
     Args:
         folder (`str`): what `save_pretrained` wrote: it has to hold a `config.json`, or folders that do (a sweep).
@@ -72,16 +73,19 @@ def push_folder(
     index = {} if saved else build_index(folder)
     if not saved and not index:
         raise CheckpointError(f"{str(folder)!r} holds no config.json: save_pretrained a model there first.")
-    left_out = [*NEVER, *(() if training_state else TRAINING_STATE), *(ignore_patterns or ())]
+    files = files_of(folder, place, ignore_patterns or (), training_state)
     title = commit_message or f"Upload {place or ('autoencoders' if index else 'autoencoder')} with hf-sae"
     if place and not training_state and not (folder / ADAPTER).is_file():
         index = {place: describe_folder(folder)} if not index else {f"{place}/{k}": v for k, v in index.items()}
 
     def operations(api: HfApi, parent: str | None) -> Operations:
-        files = list(additions(folder, place, left_out))
+        from ..conversion.files import open_files
+
+        there = open_files(repo_id, "", parent, (CONFIG,), token=api.token)
+        wanted = [with_own_text(copy(file), there) for file in files]  # they remember what was done with them
         if index and not training_state:
-            files += _root(api, repo_id, parent, index, {file.path_in_repo for file in files})
-        return [*files]
+            wanted += _root(repo_id, there, index, {file.path_in_repo for file in wanted})
+        return [*wanted]
 
     return upload(repo_id, operations, title, private=private, token=token, revision=revision, create_pr=create_pr)
 
@@ -113,20 +117,61 @@ def upload(
 
     with readable(repo_id, repo_type):
         api = HfApi(token=token)
-        api.create_repo(repo_id, private=private, exist_ok=True, repo_type=repo_type)
-        if revision is not None and not create_pr:
-            api.create_branch(repo_id, branch=revision, exist_ok=True, repo_type=repo_type)
+        _prepare(api, repo_id, private, None if create_pr else revision, repo_type)
         for attempt in range(ATTEMPTS):
             parent = None if create_pr else api.repo_info(repo_id, revision=revision, repo_type=repo_type).sha
             wanted = operations(api, parent or revision)
             try:
                 commit = _send(api, repo_id, wanted, title, revision, create_pr, parent, repo_type)
             except OSError as error:
-                if attempt + 1 < ATTEMPTS and _overtaken(error):
+                if attempt + 1 < ATTEMPTS and (isinstance(error, _OvertakenError) or _overtaken(error)):
                     continue  # somebody committed meanwhile: take their index into account
                 raise
             return commit.pr_url if create_pr and commit.pr_url else commit.commit_url
     raise OSError(f"{repo_id!r} changed {ATTEMPTS} times during the upload: try again.")
+
+
+def with_own_text(file: CommitOperationAdd, there: Files) -> CommitOperationAdd:
+    """The file; a card with what its readers wrote into the one that it replaces."""
+    from huggingface_hub import CommitOperationAdd
+
+    from .blocks import over
+    from .cards import known_tags
+
+    name = file.path_in_repo
+    if Path(name).name != README or name not in there.names:
+        return file
+    with file.as_file() as content:
+        local = content.read().decode("utf-8", errors="replace")
+    return CommitOperationAdd(name, over(local, there.text(name), known_tags()).encode())
+
+
+def prepare(repo_id: str, private: bool | None = None, token: str | bool | None = None) -> None:
+    """Creates the model repo where it does not exist, and finds out whether it may be written to.
+
+    Raises:
+        CheckpointError: for a name that is no repo id, or `private` where everybody can read the repo.
+        OSError: if the Hub refuses or cannot be reached.
+    """
+    from huggingface_hub import HfApi
+
+    with readable(repo_id):
+        _prepare(HfApi(token=token), repo_id, private, None, "model")
+
+
+def _prepare(api: HfApi, repo_id: str, private: bool | None, branch: str | None, repo_type: str) -> None:
+    """Creates repo and branch where they do not exist.
+
+    Raises:
+        CheckpointError: if something private would go to a repo that everybody can read.
+    """
+    api.create_repo(repo_id, private=private, exist_ok=True, repo_type=repo_type)
+    if private and not api.repo_info(repo_id, repo_type=repo_type).private:
+        raise CheckpointError(
+            f"{repo_id!r} exists and is public: nothing was uploaded. Make it private in its settings, or push without private=True."
+        )
+    if branch is not None and not branch.startswith("refs/"):
+        api.create_branch(repo_id, branch=branch, exist_ok=True, repo_type=repo_type)
 
 
 def group(
@@ -159,34 +204,19 @@ def group(
     return collection.url
 
 
-def additions(folder: Path, place: str, left_out: list[str]) -> Iterator[CommitOperationAdd]:
-    """The files of a folder that are uploaded, but links and what the patterns leave out."""
-    from huggingface_hub import CommitOperationAdd
-    from huggingface_hub.utils import filter_repo_objects
-
-    # a link may lead anywhere on this machine: what it points at was not meant to be published
-    files = [p.relative_to(folder).as_posix() for p in sorted(folder.rglob("*")) if p.is_file() and not p.is_symlink()]
-    for name in filter_repo_objects(files, ignore_patterns=left_out):
-        yield CommitOperationAdd(f"{place}/{name}" if place else name, folder / name)
-
-
-def _root(
-    api: HfApi, repo_id: str, revision: str | None, index: dict[str, Any], written: set[str]
-) -> list[CommitOperationAdd]:
+def _root(repo_id: str, there: Files, index: dict[str, Any], written: set[str]) -> list[CommitOperationAdd]:
     """The index with the new entries, and the card that lists them, unless the root belongs to something else."""
     from huggingface_hub import CommitOperationAdd
 
-    from ..conversion.files import open_files
     from .cards import ASSETS, is_generated_text
     from .collection_cards import render_collection_card
     from .plots import frontier
 
-    files = open_files(repo_id, "", revision, **({"token": api.token} if api.token is not None else {}))
-    known = read_index(files)
-    if CONFIG in written or (CONFIG in files.names and known is None):
+    known = read_index(there)
+    if CONFIG in written or (CONFIG in there.names and known is None):
         return []
-    index = (known or {}) | index
-    before = files.text(README) if README in files.names else ""
+    index = present(known or {}, there) | index
+    before = there.text(README) if README in there.names else ""
     out = [CommitOperationAdd(CONFIG, index_json(index).encode())]
     if README not in written:
         plot = frontier(index)
@@ -228,12 +258,20 @@ def _send(
         commit = api.create_commit(
             repo_id, part, commit_message=title, revision=pull.git_reference, repo_type=repo_type
         )
-    if not create_pr:
-        api.change_discussion_status(repo_id, pull.num, "open", repo_type=repo_type)  # it begins as a draft
-        api.merge_pull_request(repo_id, pull.num, repo_type=repo_type)
+    if create_pr:
+        commit.pr_url = pull.url
         return commit
-    commit.pr_url = pull.url
+    if api.repo_info(repo_id, repo_type=repo_type).sha != parent:  # its index would contradict what main has become
+        said = "main moved on; pushed again."
+        api.change_discussion_status(repo_id, pull.num, "closed", comment=said, repo_type=repo_type)
+        raise _OvertakenError
+    api.change_discussion_status(repo_id, pull.num, "open", repo_type=repo_type)  # it begins as a draft
+    api.merge_pull_request(repo_id, pull.num, repo_type=repo_type)
     return commit
+
+
+class _OvertakenError(OSError):
+    """The branch moved while a pull request was filled."""
 
 
 def _overtaken(error: OSError) -> bool:
@@ -271,6 +309,12 @@ def readable(repo_id: str, repo_type: str = "model") -> Generator[None]:
         if reason is None:
             raise
         raise OSError(f"cannot push to {repo_id!r}: {reason}") from error
+    except RuntimeError as error:  # huggingface_hub's and hf-xet's, when a file breaks off
+        why = error.__cause__ or error
+        raise OSError(
+            f"the upload to {repo_id!r} broke off: {error} ({why}). Nothing was committed; run it again, what has arrived is not "
+            "sent twice."
+        ) from error
     except no_answer() as error:
         if isinstance(error, OSError) and not isinstance(error, ConnectionError):
             raise

@@ -17,7 +17,7 @@ from .adapters import find_adapter, load_adapted
 from .configuration_sae import SAEConfig
 from .errors import CheckpointError, ConfigError
 from .modeling_sae import SAE
-from .pinning import hub_options, pin, split_name
+from .pinning import hub_options, no_room, pin, remember, split_name
 
 
 class AutoSAE(_BaseAutoModelClass):
@@ -59,7 +59,14 @@ class AutoSAE(_BaseAutoModelClass):
         # 'saelens:release/id' is no repo id: transformers need not be asked
         if ":" in name and not Path(name).exists():
             return _foreign(name, None, kwargs)
-        kwargs["revision"] = pin(name, subfolder, kwargs.get("revision"), **hub_options(kwargs)) or "main"
+        asked, options = kwargs.get("revision"), hub_options(kwargs)
+        kwargs["revision"] = pin(name, subfolder, asked, **options) or "main"
+        loaded = cls._load(name, *model_args, **kwargs)
+        remember(name, asked, kwargs["revision"], options.get("cache_dir"))
+        return loaded
+
+    @classmethod
+    def _load(cls, name: str, *model_args: Any, **kwargs: Any) -> Any:
         if (adapter := find_adapter(name, kwargs)) is not None:
             return load_adapted(cls.from_pretrained, name, adapter, *model_args, **kwargs)
         try:
@@ -67,6 +74,8 @@ class AutoSAE(_BaseAutoModelClass):
         except (CheckpointError, ConfigError):
             raise
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            if (full := no_room(name, error)) is not None:
+                raise CheckpointError(full) from error
             # transformers takes a config.json for a mapping of what it knows, and fails in many ways where it is not
             return _foreign(name, error, kwargs)
 
@@ -92,15 +101,17 @@ def _foreign(name: str, error: Exception | None, kwargs: dict[str, Any]) -> Any:
     why = str(error).strip().splitlines()[0] if str(error or "").strip() else "it has the name of another library's."
     ours = f"{name!r} is not a checkpoint of hf_sae: {why} Known model types: {', '.join(sorted(registered()))}."
     try:
-        from hf_sae.conversion import load_foreign
+        from hf_sae.conversion import ElsewhereError, load_foreign
     except ImportError:  # this file also travels to the Hub as code, without the rest of the package
         raise CheckpointError(ours) from error
     try:
         return load_foreign(name, **kwargs)
+    except ElsewhereError:
+        raise
     except (CheckpointError, ConfigError) as foreign:
         raise type(foreign)(f"{ours} Nor one of another library: {foreign}") from foreign
     except OSError as unreachable:
-        raise CheckpointError(f"{ours} {unreachable}") from unreachable
+        raise CheckpointError(str(unreachable)) from unreachable
 
 
 def registered() -> dict[str, tuple[type[SAEConfig], type[SAE]]]:

@@ -22,6 +22,7 @@ from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
 from .errors import CheckpointError
+from .pinning import no_room
 
 
 FEATURE_STATS = "feature_stats.safetensors"
@@ -46,6 +47,8 @@ def load_strictly(load: Callable[..., Any], name: str | Path, *args: Any, **kwar
         with without_progress_bars():
             model, info = load(*args, **kwargs)
     except (OSError, SafetensorError) as error:
+        if (full := no_room(str(name), error)) is not None:
+            raise CheckpointError(full) from error
         raise CheckpointError(
             f"cannot read a checkpoint from {str(name)!r}: {_first_line(error)} "
             "Needed: config.json and model.safetensors (pickles are not read)."

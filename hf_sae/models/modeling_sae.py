@@ -26,7 +26,7 @@ from .code_export import with_code, without_code
 from .configuration_sae import SAEConfig
 from .errors import CheckpointError
 from .outputs import Pass, SAEOutput, TrainingState, total_variance
-from .pinning import hub_options, is_commit, pin, split_name
+from .pinning import hub_options, is_commit, pin, remember, split_name
 from .sparse_code import SparseCode
 from .sparse_ops import decode as sparse_decode
 from .sparse_ops import decode_rows
@@ -286,7 +286,8 @@ class SAE(PreTrainedModel):
         if pretrained_model_name_or_path is not None:
             name, subfolder = split_name(name, str(kwargs.get("subfolder") or ""))
             pretrained_model_name_or_path = name
-            pinned = pin(name, subfolder, kwargs.get("revision"), **hub_options(kwargs)) or "main"
+            asked = kwargs.get("revision")
+            pinned = pin(name, subfolder, asked, **hub_options(kwargs)) or "main"
             kwargs |= {"subfolder": subfolder, "revision": pinned}
             if (found := find_adapter(name, kwargs)) is not None:
                 kwargs["output_loading_info"] = want_info
@@ -300,6 +301,7 @@ class SAE(PreTrainedModel):
             model.feature_stats = read_feature_stats(name, model.config.d_sae, hub_kwargs)
             if is_commit(pinned) and not Path(name).exists():
                 model.config._commit_hash = pinned
+                remember(name, asked, pinned, kwargs.get("cache_dir"))
         return (model, info) if want_info else model
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:

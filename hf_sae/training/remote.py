@@ -6,6 +6,7 @@ The branch keeps training state off `main`, where only what a reader loads belon
 from __future__ import annotations
 
 import logging
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -20,6 +21,7 @@ from .arguments import SAETrainingArguments
 logger = logging.getLogger(__name__)
 BRANCH = "checkpoints"
 LAST = "last-checkpoint"
+_CHECKPOINT = re.compile(rf"({LAST}|checkpoint-\d+)/{re.escape(checkpoint.STATE)}")
 
 
 def write_card(folder: Path, sae: SAE, args: SAETrainingArguments, subfolder: str | None) -> None:
@@ -27,6 +29,25 @@ def write_card(folder: Path, sae: SAE, args: SAETrainingArguments, subfolder: st
     from ..hub.cards import save_card
 
     save_card(folder, sae, repo_id=args.hub_model_id, subfolder=subfolder)
+
+
+def prepare(args: SAETrainingArguments, main_process: bool) -> None:
+    """Creates the repo of a run that pushes before anything is trained: a wrong name or token is said now, not after hours.
+
+    Raises:
+        CheckpointError: for a name that is no repo id, or a public repo where a private one was asked for.
+        OSError: for a missing token or permission. A Hub that cannot be reached is a warning: it may be back.
+    """
+    from ..hub.push import prepare
+
+    if not (args.push_to_hub and main_process):
+        return
+    try:
+        prepare(str(args.hub_model_id), args.hub_private_repo, args.hub_token)
+    except OSError as error:
+        if getattr(getattr(error.__cause__, "response", None), "status_code", None) in (401, 403, 404):
+            raise
+        logger.warning("%s Training goes on; pushes are tried again.", error)
 
 
 def push(folder: Path, args: SAETrainingArguments) -> None:
@@ -42,7 +63,7 @@ def push(folder: Path, args: SAETrainingArguments) -> None:
         options["commit_message"] = f"Checkpoint {folder.name.removeprefix('checkpoint-')}"
     try:
         push_folder(folder, str(args.hub_model_id), **options)
-    except OSError as error:
+    except (OSError, CheckpointError) as error:
         logger.warning("could not push %s to %s: %s", folder, args.hub_model_id, error)
 
 
@@ -68,9 +89,7 @@ def fetch(args: SAETrainingArguments) -> Path:
             raise CheckpointError(
                 f"{args.hub_model_id!r} has no branch {BRANCH!r}: no checkpoint was pushed. Train without resuming."
             ) from error
-        names = {
-            s.rfilename.split("/")[0] for s in info.siblings or [] if s.rfilename.endswith(f"/{checkpoint.STATE}")
-        }
+        names = {m[1] for s in info.siblings or [] if (m := _CHECKPOINT.fullmatch(s.rfilename))}
         if not names:
             raise CheckpointError(f"the branch {BRANCH!r} of {args.hub_model_id!r} holds no checkpoint.")
         newest = LAST if LAST in names else max(names, key=lambda name: int(name.removeprefix("checkpoint-")))
@@ -80,8 +99,20 @@ def fetch(args: SAETrainingArguments) -> Path:
             root = api.snapshot_download(
                 args.hub_model_id, revision=info.sha, allow_patterns=f"{newest}/*", local_dir=temporary
             )
-            found = Path(root) / newest
-            target = output_dir / f"checkpoint-{int(checkpoint.read_json(found)['step'])}"
-            if not target.exists():
-                shutil.move(found, target)
+            return _settle(Path(root) / newest, output_dir)
+
+
+def _settle(found: Path, output_dir: Path) -> Path:
+    """Moves a downloaded checkpoint to where a run of this folder would have written it."""
+    step = checkpoint.read_json(found).get("step")
+    if not isinstance(step, int) or step < 0:
+        raise CheckpointError(f"{checkpoint.STATE} of {found.name!r} on the Hub says step={step!r}: it is damaged.")
+    target = output_dir / f"checkpoint-{step}"
+    if not target.exists():
+        shutil.move(found, target)
+    elif (target / checkpoint.STATE).read_bytes() != (found / checkpoint.STATE).read_bytes():
+        raise CheckpointError(
+            f"{str(target)!r} is a checkpoint of another run than the one on the Hub: give another output_dir, or resume from "
+            "the folder."
+        )
     return target

@@ -85,6 +85,7 @@ class SAETrainer:
         """
         if self.stream is None:
             raise DataError("train() needs stream=: an ActivationStream, or an iterable of batches.")
+        remote.prepare(self.args, self.accelerator.is_main_process)
         if resume_from_checkpoint == "hub":
             with self.accelerator.main_process_first():
                 resume_from_checkpoint = remote.fetch(self.args)

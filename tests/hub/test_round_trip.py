@@ -40,14 +40,8 @@ def make(folder: Path, seed: int = 0, **fields: object) -> TopKSAE:
 
 @pytest.fixture(params=[False, True], ids=["regular", "lfs"])
 def client(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Client]:
-    with LocalHub(lfs=request.param) as hub:
-        yield Client(hub, tmp_path / "home")
-
-
-@pytest.fixture
-def plain(tmp_path: Path) -> Iterator[Client]:
-    with LocalHub() as hub:
-        yield Client(hub, tmp_path / "home")
+    with LocalHub(lfs=request.param) as hub, Client(hub, tmp_path / "home") as running:
+        yield running
 
 
 def push(client: Client, folder: Path, repo: str, **options: object) -> str:
@@ -164,8 +158,7 @@ print(json.dumps(push.push_folder(sys.argv[1], "tester/many")))
 
 def test_an_upload_that_was_cut_off_is_completed_by_running_it_again(tmp_path: Path):
     sae = make(tmp_path / "sae")
-    with LocalHub(lfs=True) as hub:
-        client = Client(hub, tmp_path / "home")
+    with LocalHub(lfs=True) as hub, Client(hub, tmp_path / "home") as client:
         hub.break_after("/commit/", 0)
         cut = client.python(PUSH, str(tmp_path / "sae"), "tester/cut", "{}")
         assert cut.returncode != 0

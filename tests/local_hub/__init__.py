@@ -1,4 +1,4 @@
-"""A Hugging Face Hub on loopback, for tests: repos, commits, branches, pull requests, LFS, downloads. Standard library only.
+"""A Hugging Face Hub on loopback, for tests: repos, commits, branches, pull requests, LFS, Xet, downloads. Standard library only.
 
 What requests look like was captured from huggingface_hub 2.4. Its constants are read at import, so clients run in
 subprocesses with `LocalHub.environment()`; `HfApi(endpoint=hub.url, token=…)` works in this process.
@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import socket
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -27,7 +29,9 @@ class Repo:
 
     commits: dict[str, Tree] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)
-    pulls: dict[int, str] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    pulls: dict[int, tuple[str, str]] = field(default_factory=dict)  # reference, and the commit it began at
+    closed: set[int] = field(default_factory=set)
     messages: list[str] = field(default_factory=list)
     private: bool = False
     gated: bool = False
@@ -40,10 +44,22 @@ class Repo:
         return sha
 
     def resolve(self, revision: str) -> str | None:
-        """The commit of a branch, a commit, or the start of one."""
-        if revision in self.branches:
-            return self.branches[revision]
+        """The commit of a branch, a tag, a commit, or the start of one."""
+        for names in (self.branches, self.tags):
+            if revision in names:
+                return names[revision]
         return next((sha for sha in self.commits if len(revision) >= 7 and sha.startswith(revision)), None)
+
+    def merge(self, number: int) -> bool:
+        """Puts what a pull request changed on main, as git does; `False` where main has changed the same files."""
+        reference, base = self.pulls[number]
+        old, ours, theirs = (self.commits[sha] for sha in (base, self.branches["main"], self.branches[reference]))
+        changed = {path for path in {*old, *theirs} if old.get(path) != theirs.get(path)}
+        if any(ours.get(path) != old.get(path) for path in changed):
+            return False
+        tree = {path: content for path, content in ours.items() if path not in changed}
+        self.commit("main", tree | {path: theirs[path] for path in changed if path in theirs}, "merge")
+        return True
 
 
 class LocalHub:
@@ -51,16 +67,20 @@ class LocalHub:
 
     Args:
         lfs (`bool`): large kinds of file go through LFS, as on the real Hub with Xet switched off.
+        xet (`Path`, *optional*): large kinds of file go through Xet, with this folder as its storage service.
     """
 
-    def __init__(self, lfs: bool = False) -> None:
-        self.lfs = lfs
+    def __init__(self, lfs: bool = False, xet: Path | None = None) -> None:
+        self.lfs, self.xet = lfs or xet is not None, xet
+        self.xet_hashes: dict[str, str] = {}  # by SHA-256
         self.repos: dict[str, Repo] = {}
         self.objects: dict[str, bytes] = {}
         self.requests: list[str] = []
         self.collections: dict[str, dict[str, Any]] = {}
         self.broken: re.Pattern[str] | None = None  # requests that match are answered with 500
         self.spared = 0  # so many of them are answered first
+        self.hang_up = False  # they get no answer at all: the connection ends in the middle of what they send
+        self.before_commit: Callable[[], object] | None = None  # something else happens first
         self.refuse_cards: str | None = None  # what the Hub says of every card's header
         handler = type("Handler", (Handler,), {"hub": self})
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -76,14 +96,17 @@ class LocalHub:
         self.server.server_close()
 
     def environment(self, home: Path, **extra: str) -> dict[str, str]:
-        """Variables for a subprocess that knows this Hub only."""
+        """Variables for a subprocess that knows this Hub only.
+
+        Where the Hub asks for regular files, hf-xet is on, as with everybody: it has nothing to do.
+        """
         return {
             "HF_ENDPOINT": self.url,
             "HF_HOME": str(home),
             "HF_TOKEN": TOKEN,
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "HF_HUB_DISABLE_UPDATE_CHECK": "1",
-            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_XET": str(int(self.lfs and self.xet is None)),
             "HF_HUB_OFFLINE": "0",
             **extra,
         }
@@ -99,9 +122,22 @@ class LocalHub:
         repo = self.repos[f"{kind}/{repo_id}"]
         return repo.commits[str(repo.resolve(revision))]
 
-    def break_after(self, pattern: str, spared: int) -> None:
-        """Requests that match are answered with 500 once so many of them were served."""
-        self.broken, self.spared = re.compile(pattern), spared
+    def break_after(self, pattern: str, spared: int, hang_up: bool = False) -> None:
+        """Requests that match are answered with 500, or cut off half-way, once so many of them were served."""
+        self.broken, self.spared, self.hang_up = re.compile(pattern), spared, hang_up
+
+    def fails(self, line: str) -> bool:
+        """Whether this request is one of those."""
+        if self.broken is None or not self.broken.search(line):
+            return False
+        self.spared -= 1
+        return self.spared < 0
+
+    def expect(self, path: Path) -> None:
+        """Tells the Hub what Xet calls a file that will be pushed: no commit says it, the real one asks its storage."""
+        from tests.local_hub.storage import oid, xet_hash
+
+        self.xet_hashes[oid(path.read_bytes(), True)] = xet_hash(path)
 
     def downloads(self) -> list[str]:
         """Paths of the files that were fetched so far."""
@@ -133,14 +169,17 @@ class Handler(BaseHTTPRequestHandler):
     def _answer(self) -> None:
         self.path_only = unquote(urlsplit(self.path).path)
         self.query = parse_qs(urlsplit(self.path).query)
-        self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        line = f"{self.command} {self.path_only}"
+        line, size = f"{self.command} {self.path_only}", int(self.headers.get("Content-Length") or 0)
         self.hub.requests.append(line)
+        fails = self.hub.fails(line)
+        self.body = self.rfile.read(size // 2 if fails and self.hub.hang_up else size)
+        if fails and self.hub.hang_up:
+            self.close_connection = True
+            self.connection.shutdown(socket.SHUT_RDWR)
+            return
         try:
-            if self.hub.broken is not None and self.hub.broken.search(line):
-                if not self.hub.spared:
-                    raise Refused(500, "", "broken on purpose")
-                self.hub.spared -= 1
+            if fails:
+                raise Refused(500, "", "broken on purpose")
             from tests.local_hub.routes import ROUTES
 
             for method, pattern, action in ROUTES:
@@ -167,8 +206,8 @@ class Handler(BaseHTTPRequestHandler):
         """A JSON answer."""
         self.send(json.dumps(value).encode(), status, Content_Type="application/json")
 
-    def repo(self, kind: str, repo: str, write: bool = False) -> Repo:
-        """The repo, where it may be seen and, with `write`, changed."""
+    def repo(self, kind: str, repo: str, write: bool = False, propose: bool = False) -> Repo:
+        """The repo, where it may be seen and, with `write`, changed: its owner may, and everybody may `propose` a change."""
         known = self.hub.repos.get(f"{kind}/{repo}")
         allowed = self.headers.get("Authorization") == f"Bearer {TOKEN}"
         if known is None or (known.private and not allowed):
@@ -177,6 +216,8 @@ class Handler(BaseHTTPRequestHandler):
             raise Refused(403, "GatedRepo", f"Access to {repo} is restricted")
         if write and not allowed:
             raise Refused(401, "", "Invalid credentials")
+        if write and not propose and repo.split("/")[0] != USER:
+            raise Refused(403, "", f"you may not write to {repo}")
         return known
 
     def tree(self, known: Repo, revision: str) -> tuple[str, Tree]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -11,11 +10,9 @@ from typing import Any
 
 import yaml
 
-from tests.local_hub import TOKEN, USER, Handler, Refused, Repo, Tree
-
-
-LFS_SUFFIXES = (".safetensors", ".npz", ".pt", ".bin", ".parquet")
-WHEN = "2026-01-01T00:00:00.000Z"
+from tests.local_hub import TOKEN, USER, Handler, LocalHub, Refused, Repo, Tree, social, storage
+from tests.local_hub.social import WHEN
+from tests.local_hub.storage import LFS_SUFFIXES, oid, uploaded
 
 
 def _whoami(h: Handler) -> None:
@@ -60,26 +57,22 @@ def _validate(h: Handler) -> None:
 
 
 def _preupload(h: Handler, kind: str, repo: str, revision: str) -> None:
-    known = h.repo(kind, repo, write=True)
+    known = h.repo(kind, repo, write=True, propose="create_pr" in h.query or "/pr/" in revision)
     _, tree = h.tree(known, revision)
     out = []
     for file in json.loads(h.body)["files"]:
         mode = "lfs" if h.hub.lfs and file["path"].endswith(LFS_SUFFIXES) else "regular"
         entry = {"path": file["path"], "uploadMode": mode, "shouldIgnore": False}
         if file["path"] in tree:
-            entry["oid"] = _oid(tree[file["path"]], mode == "lfs")
+            entry["oid"] = oid(tree[file["path"]], mode == "lfs")
         out.append(entry)
     h.json({"files": out})
 
 
-def _oid(content: bytes, lfs: bool) -> str:
-    if lfs:
-        return hashlib.sha256(content).hexdigest()
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-
-
 def _commit(h: Handler, kind: str, repo: str, revision: str) -> None:
-    known = h.repo(kind, repo, write=True)
+    known = h.repo(kind, repo, write=True, propose="create_pr" in h.query or "/pr/" in revision)
+    if h.hub.before_commit is not None:
+        h.hub.before_commit()
     parent, before = h.tree(known, revision)
     tree, title = dict(before), ""
     for line in h.body.decode().splitlines():
@@ -92,16 +85,15 @@ def _commit(h: Handler, kind: str, repo: str, revision: str) -> None:
         elif item["key"] == "file":
             tree[value["path"]] = base64.b64decode(value["content"])
         elif item["key"] == "lfsFile":
-            if value["oid"] not in h.hub.objects:
-                raise Refused(400, "", f"LFS object {value['oid']} was not uploaded")
-            tree[value["path"]] = h.hub.objects[value["oid"]]
+            tree[value["path"]] = uploaded(h, value["oid"])
         elif item["key"] in ("deletedFile", "deletedFolder"):
             gone = value["path"].rstrip("/")
             tree = {p: c for p, c in tree.items() if p != gone and not p.startswith(f"{gone}/")}
     pull = {}
     if h.query.get("create_pr"):
         number = len(known.pulls) + 1
-        known.pulls[number] = revision = f"refs/pr/{number}"
+        revision = f"refs/pr/{number}"
+        known.pulls[number] = revision, parent
         pull = {"pullRequestUrl": f"{h.hub.url}/{repo}/discussions/{number}"}
     sha = known.commit(revision, tree, title)
     h.json({"success": True, "commitOid": sha, "commitUrl": f"{h.hub.url}/{repo}/commit/{sha}", **pull})
@@ -120,81 +112,12 @@ def _branch(h: Handler, kind: str, repo: str, branch: str) -> None:
 
 def _refs(h: Handler, kind: str, repo: str) -> None:
     known = h.repo(kind, repo)
-    refs = [
-        {"name": n, "ref": f"refs/heads/{n}", "targetCommit": s} for n, s in known.branches.items() if "/pr/" not in n
-    ]
-    h.json({"branches": refs, "tags": [], "converts": []})
-
-
-def _merge(h: Handler, kind: str, repo: str, number: str) -> None:
-    known = h.repo(kind, repo, write=True)
-    known.branches["main"] = known.branches[known.pulls[int(number)]]
-    h.json({})
-
-
-def _discuss(h: Handler, kind: str, repo: str) -> None:
-    known = h.repo(kind, repo, write=True)
-    number = len(known.pulls) + 1
-    known.pulls[number] = f"refs/pr/{number}"
-    known.branches[f"refs/pr/{number}"] = known.branches["main"]
-    h.json({"title": json.loads(h.body)["title"], "num": number, "pullRequest": {"url": f"{h.hub.url}/{repo}"}})
-
-
-def _discussion(h: Handler, kind: str, repo: str, number: str) -> None:
-    h.repo(kind, repo)
-    facts = {"title": "t", "num": int(number), "status": "draft", "author": {"name": USER}, "createdAt": WHEN}
-    h.json(
-        {
-            **facts,
-            "isPullRequest": True,
-            "events": [],
-            "changes": {"base": "main"},
-            "filesWithConflicts": [],
-            "repo": {"name": repo, "type": kind.removesuffix("s")},
-        }
-    )
-
-
-def _status(h: Handler, kind: str, repo: str, number: str) -> None:
-    h.repo(kind, repo, write=True)
-    now = {"id": "1", "type": "status-change", "createdAt": WHEN, "author": {"name": USER}}
-    h.json({"newStatus": {**now, "data": {"status": json.loads(h.body)["status"]}}})
-
-
-def _collect(h: Handler) -> None:
-    if h.headers.get("Authorization") != f"Bearer {TOKEN}":
-        raise Refused(401, "", "Invalid credentials")
-    asked = json.loads(h.body)
-    slug = f"{asked['namespace']}/{re.sub(r'[^a-z0-9]+', '-', asked['title'].lower())}-{'0' * 24}"
-    known = slug in h.hub.collections
-    h.hub.collections.setdefault(slug, {"slug": slug, "title": asked["title"], "items": []})
-    h.json(_collection_facts(h, slug), 409 if known else 200)
-
-
-def _collection(h: Handler, slug: str) -> None:
-    if slug not in h.hub.collections:
-        raise Refused(404, "", "Collection not found")
-    h.json(_collection_facts(h, slug))
-
-
-def _collect_item(h: Handler, slug: str) -> None:
-    item, items = json.loads(h.body)["item"], h.hub.collections[slug]["items"]
-    known = any(one["id"] == item["id"] for one in items)
-    if not known:
-        items.append({"_id": str(len(items)), "position": len(items), **item})
-    h.json(_collection_facts(h, slug), 409 if known else 200)
-
-
-def _collection_facts(h: Handler, slug: str) -> dict[str, Any]:
-    fixed = {
-        "owner": {"name": USER},
-        "lastUpdated": WHEN,
-        "position": 0,
-        "private": False,
-        "theme": "blue",
-        "upvotes": 0,
+    branches = {name: sha for name, sha in known.branches.items() if "/pr/" not in name}
+    refs = {
+        key: [{"name": name, "ref": f"refs/{part}/{name}", "targetCommit": sha} for name, sha in names.items()]
+        for key, part, names in (("branches", "heads", branches), ("tags", "tags", known.tags))
     }
-    return {**h.hub.collections[slug], **fixed}
+    h.json({**refs, "converts": []})
 
 
 def _info(h: Handler, kind: str, repo: str, revision: str = "main") -> None:
@@ -217,10 +140,10 @@ def _info(h: Handler, kind: str, repo: str, revision: str = "main") -> None:
 
 def _list(h: Handler, kind: str, repo: str, revision: str, folder: str | None) -> None:
     _, tree = h.tree(h.repo(kind, repo), revision)
-    h.json(list(_entries(tree, folder or "", "true" in h.query.get("recursive", []), h.hub.lfs)))
+    h.json(list(_entries(h.hub, tree, folder or "", "true" in h.query.get("recursive", []))))
 
 
-def _entries(tree: Tree, folder: str, recursive: bool, lfs: bool) -> Iterator[dict[str, Any]]:
+def _entries(hub: LocalHub, tree: Tree, folder: str, recursive: bool) -> Iterator[dict[str, Any]]:
     prefix, folders = f"{folder}/" if folder else "", set()
     for path, content in sorted(tree.items()):
         inside = path.removeprefix(prefix)
@@ -229,63 +152,10 @@ def _entries(tree: Tree, folder: str, recursive: bool, lfs: bool) -> Iterator[di
         if "/" in inside and not recursive:
             folders.add(prefix + inside.split("/")[0])
             continue
-        big = lfs and path.endswith(LFS_SUFFIXES)
-        entry = {"type": "file", "path": path, "size": len(content), "oid": _oid(content, False)}
-        yield entry | ({"lfs": {"oid": _oid(content, True), "size": len(content), "pointerSize": 130}} if big else {})
+        big = hub.lfs and path.endswith(LFS_SUFFIXES)
+        entry = {"type": "file", "path": path, "size": len(content), "oid": oid(content, False)}
+        yield entry | (storage.facts(hub, content) if big else {})
     yield from ({"type": "directory", "path": name, "size": 0, "oid": "0" * 40} for name in sorted(folders))
-
-
-def _resolve(h: Handler, kind: str | None, repo: str, revision: str, path: str) -> None:
-    sha, tree = h.tree(h.repo(kind or "models", repo), revision)
-    if path not in tree:
-        h.send(b"", 404, X_Error_Code="EntryNotFound", X_Error_Message="Entry not found", X_Repo_Commit=sha)
-        return
-    big = h.hub.lfs and path.endswith(LFS_SUFFIXES)
-    oid = _oid(tree[path], big)
-    if big:
-        linked = {"X_Linked_Etag": f'"{oid}"', "X_Linked_Size": str(len(tree[path]))}
-        h.hub.objects[oid] = tree[path]
-        h.send(b"", 302, X_Repo_Commit=sha, ETag=f'"{oid}"', Location=f"{h.hub.blobs}/objects/{oid}", **linked)
-        return
-    _content(h, tree[path], X_Repo_Commit=sha, ETag=f'"{oid}"')
-
-
-def _content(h: Handler, body: bytes, **facts: str) -> None:
-    """A file, or the range of it that was asked for."""
-    start = re.match(r"bytes=(\d+)-(\d*)", h.headers.get("Range", ""))
-    facts["Accept_Ranges"] = "bytes"
-    if start:
-        end = int(start[2]) + 1 if start[2] else len(body)
-        facts["Content_Range"] = f"bytes {start[1]}-{end - 1}/{len(body)}"
-        h.send(body[int(start[1]) : end], 206, **facts)
-    else:
-        h.send(body, 200, **facts)
-
-
-def _batch(h: Handler, kind: str | None, repo: str) -> None:
-    h.repo(kind or "models", repo, write=True)
-    out = []
-    for item in json.loads(h.body)["objects"]:
-        href = f"{h.hub.url}/objects/{item['oid']}"
-        known = item["oid"] in h.hub.objects
-        out.append(
-            item | ({} if known else {"actions": {"upload": {"href": href}, "verify": {"href": f"{href}/verify"}}})
-        )
-    h.json({"transfer": "basic", "objects": out})
-
-
-def _object(h: Handler, oid: str) -> None:
-    if h.command == "PUT":
-        if hashlib.sha256(h.body).hexdigest() != oid:
-            raise Refused(400, "", "the content is not what its hash says")
-        h.hub.objects[oid] = h.body
-        h.send(b"")
-    else:
-        _content(h, h.hub.objects[oid], ETag=f'"{oid}"')
-
-
-def _verify(h: Handler, oid: str) -> None:
-    h.json({} if oid in h.hub.objects else {"error": "missing"}, 200 if oid in h.hub.objects else 404)
 
 
 _API = r"/api/(?P<kind>models|datasets|spaces)/(?P<repo>[^/]+/[^/]+)"
@@ -299,18 +169,19 @@ ROUTES = (
     ("POST", _API + r"/commit/(?P<revision>.+)", _commit),
     ("POST|DELETE", _API + r"/branch/(?P<branch>.+)", _branch),
     ("GET", _API + r"/refs", _refs),
-    ("POST", _API + r"/discussions/(?P<number>\d+)/merge", _merge),
-    ("POST", _API + r"/discussions/(?P<number>\d+)/status", _status),
-    ("POST", _API + r"/discussions", _discuss),
-    ("GET", _API + r"/discussions/(?P<number>\d+)", _discussion),
-    ("POST", r"/api/collections", _collect),
-    ("GET", r"/api/collections/(?P<slug>[^/]+/[^/]+)", _collection),
-    ("POST", r"/api/collections/(?P<slug>[^/]+/[^/]+)/items?", _collect_item),
+    ("POST", _API + r"/discussions/(?P<number>\d+)/merge", social.merge),
+    ("POST", _API + r"/discussions/(?P<number>\d+)/status", social.status),
+    ("POST", _API + r"/discussions", social.discuss),
+    ("GET", _API + r"/discussions/(?P<number>\d+)", social.discussion),
+    ("POST", r"/api/collections", social.collect),
+    ("GET", r"/api/collections/(?P<slug>[^/]+/[^/]+)", social.collection),
+    ("POST", r"/api/collections/(?P<slug>[^/]+/[^/]+)/items?", social.collect_item),
     ("GET", _API, _info),
     ("GET", _API + r"/revision/(?P<revision>.+)", _info),
     ("GET", _API + r"/tree/(?P<revision>refs/pr/\d+|[^/]+)(?:/(?P<folder>.+))?", _list),
-    ("GET|HEAD", _WEB + r"/resolve/(?P<revision>refs/pr/\d+|[^/]+)/(?P<path>.+)", _resolve),
-    ("POST", _WEB + r"\.git/info/lfs/objects/batch", _batch),
-    ("GET|HEAD|PUT", r"/objects/(?P<oid>\w+)", _object),
-    ("POST", r"/objects/(?P<oid>\w+)/verify", _verify),
+    ("GET|HEAD", _WEB + r"/resolve/(?P<revision>refs/pr/\d+|[^/]+)/(?P<path>.+)", storage.resolve),
+    ("POST", _WEB + r"\.git/info/lfs/objects/batch", storage.batch),
+    ("GET|HEAD|PUT", r"/objects/(?P<oid>\w+)", storage.stored),
+    ("POST", r"/objects/(?P<oid>\w+)/verify", storage.verify),
+    ("GET", _API + r"/xet-(?:read|write)-token/(?P<revision>.+)", storage.xet_token),
 )

@@ -22,6 +22,9 @@ import json, sys
 from tests.training.planted import planted, topk, trainer
 folder, batches, resume, options = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3]), json.loads(sys.argv[4])
 x, _ = planted(2048)
+if not options.pop("patient", True):
+    import time
+    time.sleep = lambda seconds: None  # huggingface_hub waits longer and longer between attempts
 fixed = {"total_tokens": 2048, "save_steps": 2, "push_to_hub": True, "hub_model_id": "tester/run"}
 run = trainer(topk(), folder, x, **fixed | options)
 run.stream = run.stream[:batches]
@@ -31,8 +34,8 @@ run.train(resume_from_checkpoint=resume)
 
 @pytest.fixture
 def client(tmp_path: Path) -> Iterator[Client]:
-    with LocalHub(lfs=True) as hub:
-        yield Client(hub, tmp_path / "home")
+    with LocalHub(lfs=True) as hub, Client(hub, tmp_path / "home") as running:
+        yield running
 
 
 def run(client: Client, folder: Path, batches: int, resume: object = None, **options: object) -> str:
@@ -82,3 +85,47 @@ def test_training_survives_a_hub_that_does_not(client: Client, tmp_path: Path) -
 def test_unknown_strategies_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="one of checkpoint, all_checkpoints, end"):
         SAETrainingArguments(output_dir=str(tmp_path), hub_strategy="sometimes")
+
+
+def test_an_upload_that_breaks_off_does_not_end_the_run(client: Client, tmp_path: Path) -> None:
+    client.hub.break_after("^PUT /objects/", 0, hang_up=True)
+    said = run(client, tmp_path / "run", 8, patient=False)
+    assert "broke off" in said
+    assert (tmp_path / "run" / "model.safetensors").is_file()
+    assert set(client.hub.files("tester/run")) == {".gitattributes"}
+    client.hub.broken = None
+    run(client, tmp_path / "again", 8)
+    assert "model.safetensors" in client.hub.files("tester/run")
+
+
+def test_a_wrong_token_or_name_is_said_before_anything_is_trained(client: Client, tmp_path: Path) -> None:
+    for options, expected in (
+        ({"hub_token": "hf_wrong"}, "hf auth login"),
+        ({"hub_model_id": "somebody/run"}, "may not write there"),
+        ({"hub_model_id": "tester/run/x"}, "did you mean 'tester/run'"),
+    ):
+        done = client.python(RUN, str(tmp_path / "run"), "8", "null", json.dumps(options))
+        assert done.returncode != 0
+        assert expected in done.stderr.strip().splitlines()[-1]
+        assert not list((tmp_path / "run").glob("checkpoint-*"))
+
+
+def test_checkpoints_of_a_hostile_or_another_run_are_refused(client: Client, tmp_path: Path) -> None:
+    run(client, tmp_path / "run", 8)
+    repo = client.hub.repos["models/tester/run"]
+    branch = client.hub.files("tester/run", "checkpoints")
+    state = json.loads(branch["last-checkpoint/trainer_state.json"])
+
+    def resumed(folder: str, **files: bytes) -> str:
+        repo.commit("checkpoints", {**branch, **files})
+        done = client.python(RUN, str(tmp_path / folder), "8", '"hub"', "{}")
+        return done.stderr.strip().splitlines()[-1]
+
+    changed = json.dumps({**state, "seed": 1}).encode()
+    assert "another run" in resumed("run", **{"last-checkpoint/trainer_state.json": changed})
+    for step in ("../../x", -1, None):
+        damaged = json.dumps({**state, "step": step}).encode()
+        assert "damaged" in resumed("new", **{"last-checkpoint/trainer_state.json": damaged})
+    branch = {"odd/trainer_state.json": b"{}", "checkpoint-x/trainer_state.json": b"{}"}
+    assert "holds no checkpoint" in resumed("new")
+    assert {path.name for path in tmp_path.iterdir()} == {"home", "run", "new"}
