@@ -40,7 +40,7 @@ def refused(client: Client, name: str, **options: object) -> str:
     what = options.pop("what", name)
     said, kilobytes = client.value(LOAD, name, json.dumps(options))
     assert said is not None, f"{what} was loaded"
-    assert said[0] in ("CheckpointError", "ConfigError", "ConversionError"), said
+    assert said[0] in ("CheckpointError", "ConfigError", "ConversionError", "ElsewhereError"), said
     assert kilobytes < 300_000, "a small repo took much memory"
     return said[1]
 
