@@ -46,7 +46,7 @@ def summarise_trial(trial: Trial, sample: Sample, host: dict[str, Any], notes: l
         sha256=sample.sha256,
         context_length=sample.context_length,
         positions=_name(sample.info.get("positions")),
-        versions=_versions(),
+        versions=versions(),
         notes=list(notes),
         controls={
             name: {key: metrics[key] for key in CONTROL_KEYS if key in metrics} for name, metrics in baselines.items()
@@ -114,7 +114,8 @@ def _density_summary(density: Tensor) -> dict[str, Any]:
     }
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of Python and of the libraries that decide a figure."""
     try:
         own = metadata.version("hf-sae")
     except metadata.PackageNotFoundError:
