@@ -10,7 +10,7 @@ import typer
 from .console import Console, Json, columns, fail, load_host
 
 
-_CHARACTERS_PER_TOKEN = 5  # of source code, and some to spare
+_CHARACTERS_PER_TOKEN = 4  # of source code
 
 
 def diff(
@@ -101,7 +101,7 @@ def held_out(dataset: str | None, n_tokens: int, seed: int) -> tuple[Any, dict[s
 
 
 def next_step(report: Any, host: str, adapter: str, sae: str, n_tokens: int) -> str:
-    """Steering with what changed most; more text where nothing did."""
+    """Steering with what changed most; more text, in the new style, where nothing did."""
     if report.latents:
-        return f'hf-sae steer {sae} --feature {report.latents[0].latent}=2x --prompt "…"  (what does it do?)'
-    return f"hf-sae diff {host} {adapter} --sae {sae} --n-tokens {4 * n_tokens} --dataset …  (text in the new style)"
+        return f'hf-sae steer {sae} --feature {report.latents[0].latent}=2x --prompt "…"'
+    return f"hf-sae diff {host} {adapter} --sae {sae} --n-tokens {4 * n_tokens} --dataset …"

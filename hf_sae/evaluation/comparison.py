@@ -23,7 +23,7 @@ from .samples import EvalBatch, Sample
 from .trial import Trial
 
 
-_EXAMPLES, _WINDOW = 2, 10
+_EXAMPLES, _WINDOW = 5, 8
 
 
 @dataclass

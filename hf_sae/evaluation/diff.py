@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..features.examples import Example, TopContexts
+from ..features import Example, TopContexts, describe_latent
 from ..hosts import unwrap
 from ..hosts.fingerprints import warn_of_another_host
 from ..metrics import summarise
@@ -195,8 +195,8 @@ def _latents(
     for latent in latents:
         rate, mean = (_change(statistics, name, latent, reach) for name in MEASURES)
         effect = statistics["effect"][latent].item()
-        examples = _examples(found, latent, effect > 0, tokenizer)
-        changes.append(LatentChange(latent, rate, mean, Metric.of(effect).value, examples))
+        label, examples = _examples(found, latent, effect > 0, tokenizer)
+        changes.append(LatentChange(latent, rate, mean, Metric.of(effect).value, label, examples))
     return changes
 
 
@@ -210,10 +210,12 @@ def _change(statistics: dict[str, Tensor], name: str, latent: int, reach: float 
     return Change(before, after, Metric.of(difference, interval), p if tested else None, q if tested else None)
 
 
-def _examples(found: Comparison, latent: int, gained: bool, tokenizer: Any) -> list[Example]:
+def _examples(found: Comparison, latent: int, gained: bool, tokenizer: Any) -> tuple[str, list[Example]]:
+    """A label of the contexts in which a latent changed most in one direction, and these contexts."""
     if found.stores is None or tokenizer is None:
-        return []
-    return TopContexts(found.stores[0 if gained else 1], tokenizer)[latent].examples
+        return "", []
+    contexts = TopContexts(found.stores[0 if gained else 1], tokenizer)[latent]
+    return describe_latent(contexts), contexts.examples
 
 
 def _host_metrics(found: Comparison, seed: int) -> dict[str, dict[str, Metric]]:

@@ -19,12 +19,13 @@ from .writing import WIDTH, aligned, json_safe, number, write_json
 
 FORMAT = 1
 MEANINGS = {
-    "ce_clean": "host's own loss, nats/token",
-    "kl": "KL(plain||tuned), nats/token",
+    "ce_clean": "host's own loss, nats",
+    "kl": "KL(before||after), nats",
     "fvu": "variance the sae misses",
-    "l0": "latents firing on a token",
+    "l0": "latents firing per token",
 }
 _INDENT = 8
+_STRONG = 0.5  # smaller changes than this share of the largest are not marked
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class LatentChange:
         rate ([`Change`]): share of the tokens on which it fires.
         mean ([`Change`]): mean activation over all kept tokens, 0 where it does not fire.
         effect (`float`, *optional*): change of the mean in standard deviations over tokens; `None` where that is infinite.
+        label (`str`): what the tokens in `examples` have in common, as [`describe_latent`] says it.
         examples (`list` of [`Example`]): where its activation changed most in the direction of `effect`; their
             `activations` are differences, after minus before.
     """
@@ -61,6 +63,7 @@ class LatentChange:
     rate: Change
     mean: Change
     effect: float | None
+    label: str = ""
     examples: list[Example] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
@@ -76,7 +79,7 @@ class LatentChange:
             for e in self.examples
         ]
         plain = {"latent": self.latent, "effect": self.effect, "rate": asdict(self.rate), "mean": asdict(self.mean)}
-        return json_safe({**plain, "examples": examples})
+        return json_safe({**plain, "label": self.label, "examples": examples})
 
 
 @dataclass(repr=False)
@@ -173,7 +176,7 @@ class DiffReport:
         )
 
     def _latent_lines(self, width: int) -> list[str]:
-        rows = [("latent", "effect", "rate", "mean", "change of mean (95%)", "q")]
+        rows = [("latent", "effect", "rate", "mean", "its change", "q")]
         for change in self.latents:
             rate, mean = change.rate, change.mean
             rows.append(
@@ -182,14 +185,16 @@ class DiffReport:
                     "inf" if change.effect is None else f"{change.effect:+.2f}",
                     f"{_percent(rate.before)} → {_percent(rate.after)}",
                     f"{mean.before:.3g} → {mean.after:.3g}",
-                    _with_interval(mean.difference, 3),
+                    _with_margin(mean.difference),
                     _probability(mean.q),
                 )
             )
         table = aligned(rows, ">>>><<")
         lines = [table[0]]
         for row, change in zip(table[1:], self.latents, strict=True):
-            lines += [row, *(_context(example, width) for example in change.examples[:1])]
+            lines.append(row)
+            if change.examples:
+                lines += [" " * _INDENT + shorten(change.label, width - _INDENT), _context(change.examples[0], width)]
         return lines
 
     def __repr__(self) -> str:
@@ -197,8 +202,9 @@ class DiffReport:
 
 
 _LEGEND = (
-    "effect: change of the mean activation in standard deviations over tokens. rate: share of tokens it fires on. mean: over "
-    "all kept tokens. Below each: where it changed most; [token]9 marks the change, 9 the largest there, - a decrease."
+    "effect: change of the mean activation in standard deviations over tokens. rate: share of tokens on which the latent fires. "
+    "mean: of its activation over all kept tokens, its change with a 95% interval. Below: what it changed most at, and one such "
+    "context; [token]9 is the largest change there, - a decrease."
 )
 
 
@@ -212,20 +218,27 @@ def _probability(q: float | None) -> str:
     return f"{q:.3f}" if q >= 0.001 else f"{q:.0e}" if q > 0 else "0"
 
 
-def _with_interval(metric: Metric, digits: int = 4) -> str:
-    if metric.value is None:
-        return "-"
-    parts = [f"{value:+.{digits}g}" for value in (metric.value, metric.low, metric.high) if value is not None]
-    return parts[0] if len(parts) == 1 else f"{parts[0]} ({parts[1]} to {parts[2]})"
+def _with_interval(metric: Metric) -> str:
+    if metric.value is None or metric.low is None or metric.high is None:
+        return "-" if metric.value is None else f"{metric.value:+.3g}"
+    return f"{metric.value:+.3g} ({metric.low:.3g} to {metric.high:.3g})"
+
+
+def _with_margin(metric: Metric) -> str:
+    """For the intervals of latents, which reach as far up as down."""
+    if metric.value is None or metric.high is None:
+        return "-" if metric.value is None else f"{metric.value:+.3g}"
+    return f"{metric.value:+.3g} ± {metric.high - metric.value:.2g}"
 
 
 def _context(example: Example, width: int) -> str:
     """One line around the peak: as many tokens on each side as fit."""
-    best = ""
+    best, peak = "", abs(example.activations[example.peak])
+    strong = [change if abs(change) >= _STRONG * peak else 0.0 for change in example.activations]
     for window in range(len(example.tokens)):
         strip = Strip(
             example.tokens,
-            example.activations,
+            strong,
             peak=example.peak,
             special=example.special,
             window=window,

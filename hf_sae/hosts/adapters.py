@@ -110,6 +110,7 @@ def _load_adapter(host: Any, name: str, config_file: Path, tensors: str | None) 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # what is missing is an error here
+            warnings.simplefilter("ignore", FutureWarning)  # of PEFT to transformers
             adapted = PeftModel(host, config)
             result = adapted.load_adapter(str(config_file.parent), "default")
         wrong = [f"{key} is missing" for key in result.missing_keys]
