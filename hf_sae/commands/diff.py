@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .console import Console, Json, columns, fail, load_host
+
+
+if TYPE_CHECKING:
+    from ..evaluation import DiffReport
 
 
 _CHARACTERS_PER_TOKEN = 4  # of source code
@@ -38,7 +42,6 @@ def diff(
     context_length: Annotated[int | None, typer.Option(help="Tokens per row. Default: that of training.")] = None,
     seed: Annotated[int, typer.Option(help="Of data order and intervals.")] = 0,
     top: Annotated[int, typer.Option(min=1, help="Changed latents to show.")] = 10,
-    false_discovery_rate: Annotated[float, typer.Option(help="q-values below it count as changed.")] = 0.05,
     output: Annotated[Path | None, typer.Option(help="Write the report to this JSON file.")] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the autoencoder.")] = None,
     adapter_revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of ADAPTER.")] = None,
@@ -50,40 +53,42 @@ def diff(
 
     Example: `hf-sae diff google/gemma-2-2b user/my-lora --sae google/gemma-scope-2b-pt-res --subfolder layer_20/width_16k/average_l0_71 --dataset my-text.jsonl`
     """
-    from ..evaluation import compare_hosts
-    from ..evaluation.samples import public_name
-    from ..hosts.adapters import load_finetuned
-    from ..models import AutoSAE
-
     console = Console(as_json)
-    autoencoder = AutoSAE.from_pretrained(sae, subfolder=subfolder, revision=revision or "main")
-    plain, tokenizer = load_host(host)
-    if tokenizer is None:
-        fail(f"the host {host!r} has no tokenizer: this command needs text. Use compare_hosts() from Python.")
-    tuned = load_finetuned(plain, tokenizer, adapter, adapter_revision)
-    text, known = held_out(dataset, n_tokens, seed)
-    report = compare_hosts(
-        autoencoder.to(plain.device),
-        plain,
-        tuned.model,
-        tokenizer,
-        text,
-        n_tokens=n_tokens,
-        context_length=context_length,
-        split=split,
-        column=column,
-        seed=seed,
-        top=top,
-        false_discovery_rate=false_discovery_rate,
-    )
-    report.dataset |= known
-    report.finetuned |= {"name": public_name(adapter), "revision": tuned.commit}
+    options = {"context_length": context_length, "split": split, "column": column, "seed": seed, "top": top}
+    autoencoder = _autoencoder(sae, subfolder, revision)
+    report = _compare(autoencoder, (host, adapter, adapter_revision), dataset, n_tokens, options)
     if output is not None:
         report.to_json(output)
         console.say(f"Wrote {output}.")
     console.show(report.to_table(columns()))
     where = f"{sae} --subfolder {subfolder}" if subfolder else sae
     console.finish(report.to_dict(), next_step(report, host, adapter, where, n_tokens))
+
+
+def _autoencoder(name: str, subfolder: str, revision: str | None) -> Any:
+    from ..models import AutoSAE
+
+    return AutoSAE.from_pretrained(name, subfolder=subfolder, revision=revision or "main")
+
+
+def _compare(
+    sae: Any, names: tuple[str, str, str | None], dataset: str | None, n_tokens: int, options: dict[str, Any]
+) -> DiffReport:
+    """The report on a host and its fine-tuned version by name."""
+    from ..evaluation import compare_hosts
+    from ..evaluation.samples import public_name
+    from ..hosts.adapters import load_finetuned
+
+    host, adapter, revision = names
+    plain, tokenizer = load_host(host)
+    if tokenizer is None:
+        fail(f"the host {host!r} has no tokenizer: this command needs text. Use compare_hosts() from Python.")
+    tuned = load_finetuned(plain, tokenizer, adapter, revision)
+    text, known = held_out(dataset, n_tokens, options["seed"])
+    report = compare_hosts(sae.to(plain.device), plain, tuned.model, tokenizer, text, n_tokens=n_tokens, **options)
+    report.dataset |= known
+    report.finetuned |= {"name": public_name(adapter), "revision": tuned.commit}
+    return report
 
 
 def held_out(dataset: str | None, n_tokens: int, seed: int) -> tuple[Any, dict[str, str]]:
@@ -100,7 +105,7 @@ def held_out(dataset: str | None, n_tokens: int, seed: int) -> tuple[Any, dict[s
     }
 
 
-def next_step(report: Any, host: str, adapter: str, sae: str, n_tokens: int) -> str:
+def next_step(report: DiffReport, host: str, adapter: str, sae: str, n_tokens: int) -> str:
     """Steering with what changed most; more text, in the new style, where nothing did."""
     if report.latents:
         return f'hf-sae steer {sae} --feature {report.latents[0].latent}=2x --prompt "…"'

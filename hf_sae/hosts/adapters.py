@@ -20,6 +20,7 @@ from transformers.utils.hub import cached_file
 from ..access import explained
 from ..errors import CheckpointError, ConfigError, DataError
 from ..models.adapters import CONFIG, TENSORS, read_adapter_config
+from ..models.modeling_sae import SAE
 from ..models.pinning import is_commit, pin, split_name
 from .fingerprints import compare_fingerprints, fingerprint, other_name
 from .loading import load_host
@@ -75,6 +76,8 @@ def load_finetuned(host: Any, tokenizer: Any, name: str, revision: str | None = 
 
 def _load_model(host: Any, tokenizer: Any, name: str, **place: Any) -> Any:
     tuned, own = load_host(name, use_safetensors=True, **place)
+    if isinstance(tuned, SAE):
+        raise CheckpointError(f"{name!r} is an autoencoder: give an adapter or a fine-tuned model here.")
     if tokenizer is None or own is None:
         raise DataError(f"{name!r} and its host need a tokenizer each, the same one.")
     recorded, found = fingerprint(host, tokenizer), fingerprint(tuned, own)
