@@ -20,7 +20,7 @@ from hf_sae.demo import excerpts
 
 
 HOOK = "resid_post.3"  # the last layer: what the host expects next
-STEPS, LENGTH = 40, 128
+STEPS, LENGTH = 30, 128
 
 
 def styled(text: str) -> str:
@@ -75,6 +75,7 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
 def stands_for_the_style(sae: TopKSAE) -> int:
     """The latent that correlates most with the planted token coming next, in the plain host on plain held-out text.
 
@@ -96,11 +97,13 @@ def test_the_style_is_what_it_says():
 
 
 @pytest.mark.parametrize("text", ["plain", "styled"])
-def test_the_planted_style_is_found_first(sae: TopKSAE, adapter: Path, tmp_path: Path, capsys: Any, text: str):
+def test_the_planted_style_is_found_first(
+    sae: TopKSAE, adapter: Path, stands_for_the_style: int, tmp_path: Path, capsys: Any, text: str
+):
     sae.save_pretrained(tmp_path / "sae")
-    command = ["diff", "default_host", str(adapter), "--sae", str(tmp_path / "sae"), "--n-tokens", "15000"]
+    command = ["diff", "default_host", str(adapter), "--sae", str(tmp_path / "sae"), "--n-tokens", "10000"]
     if text == "styled":
-        lines = [json.dumps({"text": styled(document)}) for document in excerpts(1500, 0)["text"]]
+        lines = [json.dumps({"text": styled(document)}) for document in excerpts(1200, 0)["text"]]
         (tmp_path / "styled.jsonl").write_text("\n".join(lines))
         command += ["--dataset", str(tmp_path / "styled.jsonl"), "--split", "train"]
     with pytest.raises(SystemExit) as ended:
@@ -109,7 +112,7 @@ def test_the_planted_style_is_found_first(sae: TopKSAE, adapter: Path, tmp_path:
     assert ended.value.code in (0, None)
     report = json.loads((tmp_path / "diff.json").read_text())
     first, second = report["latents"][:2]
-    assert first["latent"] == stands_for_the_style(sae)
+    assert first["latent"] == stands_for_the_style
     assert first["effect"] > 1.15 * abs(second["effect"])
     assert first["rate"]["after"] > 2 * first["rate"]["before"]
     assert first["mean"]["difference"]["low"] > 0

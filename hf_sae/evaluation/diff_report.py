@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from ..features.examples import Example
-from ..terminal import Strip, columns, shorten, visible
+from ..terminal import Strip, columns, has_colour, shorten, visible
 from .bootstrap import LEVEL, RESAMPLES
 from .report import Metric
 from .writing import WIDTH, aligned, json_safe, number, write_json
@@ -149,7 +149,12 @@ class DiffReport:
         head = f"{self.n_tokens:,} tokens, {self.n_documents:,} documents, seed {self.seed}"
         lines = [head, "", *self._host_lines(), "", *textwrap.wrap(self._verdict(), width)]
         if self.latents:
-            lines += ["", *self._latent_lines(width), "", *textwrap.wrap(_LEGEND, width)]
+            lines += [
+                "",
+                *self._latent_lines(width),
+                "",
+                *textwrap.wrap(_LEGEND + (_COLOURED if has_colour() else _MARKED), width),
+            ]
         notes = [line for note in self.notes for line in textwrap.wrap(note, width)]
         return "\n".join([*lines, *([""] if notes else []), *notes])
 
@@ -204,8 +209,9 @@ class DiffReport:
 _LEGEND = (
     "effect: change of the mean activation in standard deviations over tokens. rate: share of tokens on which the latent fires. "
     "mean: of its activation over all kept tokens, its change with a 95% interval. Below: what it changed most at, and one such "
-    "context; [token]9 is the largest change there, - a decrease."
+    "context, with the tokens of at least half the largest change"
 )
+_COLOURED, _MARKED = " shaded (blue: a decrease).", " in brackets (9 is the largest, - a decrease)."
 
 
 def _percent(share: float) -> str:
