@@ -106,7 +106,8 @@ def compare_runs(
 def _add_losses(found: Comparison, batch: EvalBatch, old: Tensor, new: Tensor) -> None:
     ids = batch.inputs["input_ids"]
     predicted, documents = predictions(batch)
-    divergence = next_token_divergence(old, new.to(old.device))
+    shared = min(old.shape[-1], new.shape[-1])  # embeddings may be padded in one of them
+    divergence = next_token_divergence(old[..., :shared], new[..., :shared].to(old.device))
     for run, logits in ((found.before, old), (found.after, new)):
         losses = {"ce_clean": next_token_losses(logits, ids), "kl": divergence}
         flat = {key: value.cpu()[predicted] for key, value in losses.items()}
@@ -120,10 +121,13 @@ def _add_contexts(
     mask = torch.ones_like(ids) if batch.attention_mask is None else batch.attention_mask.cpu()
     tokens = TokenBatch(ids, mask, keep, batch.documents_known)
     where = keep.flatten().nonzero().squeeze(1)
-    parts = [(rows * code.d_sae + latents, sign * values.float()) for sign, code in ((-1, before), (1, after))
-             for rows, latents, values in [code.flat()]]  # fmt: skip
-    keys, inverse = torch.cat([key for key, _ in parts]).unique(return_inverse=True)
-    change = torch.zeros(len(keys)).index_add_(0, inverse, torch.cat([value for _, value in parts]))
-    rows, latents = keys // before.d_sae, keys % before.d_sae
+    keys, values = [], []
+    for sign, code in ((-1, before), (1, after)):
+        rows, latents, activations = code.flat()
+        keys.append(rows * code.d_sae + latents)
+        values.append(sign * activations.float())
+    found, inverse = torch.cat(keys).unique(return_inverse=True)
+    change = torch.zeros(len(found)).index_add_(0, inverse, torch.cat(values))
+    rows, latents = found // before.d_sae, found % before.d_sae
     for store, chosen in zip(stores, (change > 0, change < 0), strict=True):
         store.add(tokens, where[rows[chosen]], latents[chosen], change[chosen])

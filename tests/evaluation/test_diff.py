@@ -172,6 +172,10 @@ def test_a_whole_model_gives_what_its_adapter_gives():
     for key, column in with_adapter.statistics.items():
         torch.testing.assert_close(with_model.statistics[key], column, atol=1e-5, rtol=1e-3, equal_nan=True)
     assert with_model.finetuned["class"] == "LlamaForCausalLM"
+    merged.resize_token_embeddings(VOCABULARY + 6, mean_resizing=False)
+    padded = run(one_latent_per_dimension(), make_host(), merged)
+    assert torch.equal(padded.statistics["mean_after"], with_model.statistics["mean_after"])
+    assert math.isfinite(padded.host_metrics["kl"]["difference"].value)
     assert with_adapter.finetuned["adapters"]["default"]["type"] == "LORA"
 
 
@@ -303,3 +307,29 @@ def test_the_report_as_text_and_json(tmp_path: Any):
     assert data["latents"][0]["mean"]["q"] == report.latents[0].mean.q
     assert data["counts"] == report.counts
     assert "statistics" not in data
+
+
+def test_examples_are_where_the_latent_changed_most_in_its_direction():
+    host = make_host()
+    old, _ = states(host)
+    adapted = adapt(host)
+    new, _ = states(adapted)
+
+    class Words:
+        all_special_ids = ()
+        bos_token_id = None
+
+        def convert_ids_to_tokens(self, index: int) -> str:
+            return f"w{index}"
+
+        def decode(self, ids: list[int], **_: Any) -> str:
+            return f"w{ids[0]}"
+
+    report = compare_hosts(one_latent_per_dimension(), host, adapted, Words(), tokens(), progress=False)
+    before, after = ((x[:, PLANTED] - 0.1).clamp_min(0) for x in (old, new))
+    change = (after - before) * (1 if report.latents[0].effect > 0 else -1)
+    ids = torch.cat([batch.input_ids[batch.keep] for batch in tokens()])
+    examples = report.latents[0].examples
+    assert abs(examples[0].activations[examples[0].peak]) == pytest.approx(float(change.max()), rel=1e-4)
+    assert examples[0].token_ids[examples[0].peak] == int(ids[change.argmax()])
+    assert f"w{int(ids[change.argmax()])}" in report.to_table()
