@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from . import __version__
-from .commands import check, convert, demo, inspect, publish, steer, train
+from .commands import check, convert, demo, diff, inspect, publish, steer, train
 from .commands import evaluate as evaluation
 from .commands.console import paragraph
 
@@ -30,6 +30,7 @@ app.command("demo")(demo.demo)
 app.command("train")(train.train)
 app.command("eval")(evaluation.evaluate)
 app.command("check")(check.check)
+app.command("diff")(diff.diff)
 app.command("convert")(convert.convert)
 app.command("info")(inspect.info)
 app.command("steer")(steer.steer)

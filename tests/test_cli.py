@@ -23,7 +23,7 @@ from hf_sae.models import JumpReLUSAE, StandardSAE, TopKSAE
 from hf_sae.steering import OfMax, ablate, add
 
 
-VERBS = ["demo", "train", "eval", "check", "convert", "info", "steer", "hooks", "card", "push"]
+VERBS = ["demo", "train", "eval", "check", "diff", "convert", "info", "steer", "hooks", "card", "push"]
 SMALL = ["--tokens-per-batch", "512", "--context-length", "32", "--d-sae", "64"]
 
 

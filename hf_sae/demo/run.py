@@ -17,7 +17,7 @@ import torch
 
 from ..activations import ActivationStream
 from ..assets import default_host
-from ..corpus import corpus_info, stdlib_corpus, stdlib_files
+from ..corpus import NAME, corpus_info, stdlib_corpus, stdlib_files
 from ..errors import ConfigError
 from ..evaluation import EvalReport, evaluate
 from ..features import LatentExamples, top_contexts
@@ -216,7 +216,7 @@ def _measure(settings: DemoSettings, sae: SAE, host: Any, tokenizer: Any, sample
         controls=True,
         control_sample=sample,
     )
-    report.dataset |= {"name": "python-standard-library", "split": "test"}
+    report.dataset |= {"name": NAME, "split": "test"}
     return report
 
 

@@ -2,7 +2,20 @@
 
 from .check import CheckReport, Measured, check
 from .core import evaluate
+from .diff import compare_hosts
+from .diff_report import Change, DiffReport, LatentChange
 from .report import EvalReport, Metric
 
 
-__all__ = ["CheckReport", "EvalReport", "Measured", "Metric", "check", "evaluate"]
+__all__ = [
+    "Change",
+    "CheckReport",
+    "DiffReport",
+    "EvalReport",
+    "LatentChange",
+    "Measured",
+    "Metric",
+    "check",
+    "compare_hosts",
+    "evaluate",
+]

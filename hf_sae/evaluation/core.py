@@ -80,8 +80,8 @@ def evaluate(
     identity = fingerprint(host, tokenizer)
     for model in saes.values():
         warn_of_another_host(model, host, tokenizer)
-    context_length = context_length or _recorded(saes, "context_length", DEFAULT_CONTEXT)
-    positions = positions if positions is not None else _recorded(saes, "positions", "all")
+    context_length = context_length or recorded(saes, "context_length", DEFAULT_CONTEXT)
+    positions = positions if positions is not None else recorded(saes, "positions", "all")
     options = {"batch_size": batch_size, "positions": positions, "column": column, "split": split, "seed": seed}
     source, info = open_source(dataset, tokenizer, context_length=context_length, **options)
     no_language = why_not_language_model(unwrap(host))
@@ -99,9 +99,10 @@ def evaluate(
     return reports if isinstance(sae, Mapping) else reports["sae"]
 
 
-def _recorded(saes: Mapping[str, SAE], key: str, default: Any) -> Any:
-    recorded = [(model.config.provenance or {}).get("data") or {} for model in saes.values()]
-    found = [data[key] for data in recorded if data.get(key)]
+def recorded(saes: Mapping[str, SAE], key: str, default: Any) -> Any:
+    """What the configs say about the data of training, or `default` where they say nothing."""
+    all_data = [(model.config.provenance or {}).get("data") or {} for model in saes.values()]
+    found = [data[key] for data in all_data if data.get(key)]
     if any(value != found[0] for value in found):
         raise ValueError(f"these autoencoders were trained with different {key} ({found}): pass {key}=.")
     return found[0] if found else default

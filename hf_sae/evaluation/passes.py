@@ -45,7 +45,8 @@ def why_not_language_model(host: nn.Module) -> str | None:
     return None
 
 
-def _on_device(host: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+def on_device(host: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Inputs of a host where it is, those that are no ids in its dtype."""
     device, dtype = host_device(host), getattr(unwrap(host), "dtype", torch.float32)
     return {k: v.to(device, dtype if v.is_floating_point() else v.dtype) for k, v in inputs.items()}
 
@@ -58,12 +59,12 @@ def first_pass(
     Raises:
         DataError: if no token is kept.
     """
-    points = _points(trials)
+    points = points_of(trials)
     sample = Sample()
     with tqdm(total=n_tokens, desc="activations", unit="tok", disable=not progress) as bar:
         for drawn in source:
             batch = trim(drawn, n_tokens - sample.kept)
-            activations = read(host, points, **_on_device(host, batch.inputs))
+            activations = read(host, points, **on_device(host, batch.inputs))
             batch = place_positions(batch, activations[points[0]].shape[:-1])
             before = sample.kept
             sample.add(batch)
@@ -75,6 +76,17 @@ def first_pass(
     if not sample.kept:
         raise DataError("the dataset gave no token to evaluate: it is empty, or positions= leaves nothing in.")
     return sample
+
+
+def survey(sample: Sample, host: nn.Module, trials: list[Trial], progress: bool) -> None:
+    """The first pass on another host, over tokens that are gathered already."""
+    points = points_of(trials)
+    with tqdm(total=sample.kept, desc="activations", unit="tok", disable=not progress) as bar:
+        for batch in sample.batches:
+            activations = read(host, points, **on_device(host, batch.inputs))
+            for trial in trials:
+                trial.survey(activations, batch.keep_known)
+            bar.update(int(batch.keep_known.sum()))
 
 
 def gather(
@@ -90,7 +102,7 @@ def gather(
     with tqdm(total=n_tokens, desc="activations", unit="tok", disable=not progress) as bar:
         for drawn in source:
             batch = trim(drawn, n_tokens - count)
-            activations = read(host, points, **_on_device(host, batch.inputs))
+            activations = read(host, points, **on_device(host, batch.inputs))
             batch = place_positions(batch, activations[points[0]].shape[:-1])
             for point in points:
                 values = activations[point]
@@ -109,10 +121,10 @@ def second_pass(sample: Sample, host: nn.Module, trials: list[Trial], language: 
 
     The clean, zero-ablated and mean-ablated runs of a batch are shared by the autoencoders of one place.
     """
-    points = _points(trials)
+    points = points_of(trials)
     with tqdm(total=sample.kept, desc="metrics", unit="tok", disable=not progress) as bar:
         for batch in sample.batches:
-            activations, clean = _clean_run(host, batch, points, language)
+            activations, clean = clean_run(host, batch, points, language)
             ablated: dict[str, dict[str, Tensor]] = {}
             for trial in trials:
                 keep, documents = batch.keep_known, batch.documents_known
@@ -124,14 +136,16 @@ def second_pass(sample: Sample, host: nn.Module, trials: list[Trial], language: 
             bar.update(int(batch.keep_known.sum()))
 
 
-def _points(trials: list[Trial]) -> list[str]:
+def points_of(trials: list[Trial]) -> list[str]:
+    """Every place that one of them reads or writes, once."""
     return list(dict.fromkeys(point for trial in trials for point in (trial.hook_in, trial.hook_out)))
 
 
-def _clean_run(
+def clean_run(
     host: nn.Module, batch: EvalBatch, points: list[str], language: bool
 ) -> tuple[dict[str, Tensor], Tensor | None]:
-    inputs = _on_device(host, batch.inputs)
+    """Activations of the places `{place: [batch, length, d]}`, and the logits where `language`."""
+    inputs = on_device(host, batch.inputs)
     if not language:
         return read(host, points, **inputs), None
     with capture(host, *points) as activations:
@@ -147,7 +161,7 @@ def _edited_logits(host: nn.Module, batch: EvalBatch, point: str, values: Tensor
         return torch.where(keep.to(activations.device), values.to(activations), activations)
 
     with edit(host, point, replace):
-        return host(**_on_device(host, batch.inputs), use_cache=False).logits
+        return host(**on_device(host, batch.inputs), use_cache=False).logits
 
 
 def _ablations(host: nn.Module, batch: EvalBatch, trial: Trial, clean: Tensor) -> dict[str, Tensor]:
@@ -168,10 +182,8 @@ def _compare(
     reconstructions: dict[str, Tensor],
     ablated: dict[str, Tensor],
 ) -> None:
-    keep, mask = batch.keep_known, batch.attention_mask
-    real = torch.ones_like(keep) if mask is None else mask.bool().cpu()
-    predicted = real[:, 1:] & real[:, :-1]
-    documents = batch.documents_known[:, 1:][predicted]
+    keep = batch.keep_known
+    predicted, documents = predictions(batch)
     for name, reconstruction in reconstructions.items():
         values = reconstruction.new_zeros(*keep.shape, reconstruction.shape[-1])
         values[keep.to(values.device)] = reconstruction
@@ -183,3 +195,11 @@ def _compare(
         }
         flat = {key: value.cpu()[predicted] for key, value in losses.items()}
         trial.sums[name].add(documents, {"predictions": torch.ones(len(documents)), **flat})
+
+
+def predictions(batch: EvalBatch) -> tuple[Tensor, Tensor]:
+    """Where a next token is predicted that is not padding, `[batch, length - 1]`, and the documents of these tokens."""
+    keep, mask = batch.keep_known, batch.attention_mask
+    real = torch.ones_like(keep) if mask is None else mask.bool().cpu()
+    predicted = real[:, 1:] & real[:, :-1]
+    return predicted, batch.documents_known[:, 1:][predicted]

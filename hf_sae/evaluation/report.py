@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import tempfile
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from html import escape
 from pathlib import Path
@@ -18,6 +15,7 @@ from torch import Tensor
 from ..errors import DataError
 from ..metrics import METRIC_KEYS
 from .bootstrap import LEVEL, RESAMPLES
+from .writing import WIDTH, aligned, json_safe, number, write_json
 
 
 if TYPE_CHECKING:
@@ -41,7 +39,6 @@ MEANINGS = {
     "dead_fraction": "latents that never fired",
     "density": "mean firing share",
 }
-_WIDTH = 80
 FORMAT = 1
 
 
@@ -117,7 +114,7 @@ class EvalReport:
         metrics = {key: asdict(metric) for key, metric in self.metrics.items()}
         controls = {name: {k: asdict(m) for k, m in values.items()} for name, values in self.controls.items()}
         interval = {"level": LEVEL, "method": "percentile bootstrap over documents", "resamples": RESAMPLES}
-        return _json_safe({"format": FORMAT, "metrics": metrics, "interval": interval, **plain, "controls": controls})
+        return json_safe({"format": FORMAT, "metrics": metrics, "interval": interval, **plain, "controls": controls})
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> EvalReport:
@@ -138,40 +135,29 @@ class EvalReport:
 
     def to_json(self, path: str | Path) -> None:
         """Write [`to_dict`] to a file, whole or not at all."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                file.write(text)
-            Path(name).chmod(0o644)
-            Path(name).replace(path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+        write_json(self.to_dict(), path)
 
     def to_table(self) -> str:
         """The metrics, their intervals and what they mean, as plain text of at most 80 columns; controls below."""
         rows = [("metric", "value", "95% interval", "")]
         for key in METRIC_KEYS:
             metric = self.metrics.get(key, Metric(None))
-            rows.append((key, _number(metric.value), _interval(metric), MEANINGS[key]))
-        lines = _aligned(rows, "<>><")
+            rows.append((key, number(metric.value), _interval(metric), MEANINGS[key]))
+        lines = aligned(rows, "<>><")
         if self.controls:
             keys = [key for key in METRIC_KEYS if any(key in values for values in self.controls.values())]
             head = ("same tokens", "sae", *self.controls)
             body = [
                 (
                     key,
-                    _number(self[key]),
-                    *(_number(values.get(key, Metric(None)).value) for values in self.controls.values()),
+                    number(self[key]),
+                    *(number(values.get(key, Metric(None)).value) for values in self.controls.values()),
                 )
                 for key in keys
             ]
-            lines += ["", *_aligned([head, *body], "<" + ">" * (len(head) - 1))]
+            lines += ["", *aligned([head, *body], "<" + ">" * (len(head) - 1))]
         tokens = f"{self.n_tokens:,} tokens, {self.n_documents:,} documents, seed {self.seed}"
-        notes = [line for note in self.notes for line in textwrap.wrap(note, _WIDTH)]
+        notes = [line for note in self.notes for line in textwrap.wrap(note, WIDTH)]
         return "\n".join([tokens, "", *lines, *([""] if notes else []), *notes])
 
     def to_model_index(self, model_name: str | None = None) -> list[EvalResult]:
@@ -202,7 +188,7 @@ class EvalReport:
                     metric_type=key,
                     metric_name=f"{key} ({MEANINGS[key]})",
                     metric_value=metric.value,
-                    metric_args=_json_safe({**shared, **interval}),
+                    metric_args=json_safe({**shared, **interval}),
                 )
             )
         return results
@@ -216,8 +202,8 @@ class EvalReport:
         rows = []
         for key in METRIC_KEYS:
             metric = self.metrics.get(key, Metric(None))
-            beside = [_number(self.controls[name].get(key, Metric(None)).value) for name in names]
-            cells = (key, _number(metric.value), _interval(metric), *beside, MEANINGS[key])
+            beside = [number(self.controls[name].get(key, Metric(None)).value) for name in names]
+            cells = (key, number(metric.value), _interval(metric), *beside, MEANINGS[key])
             rows.append("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>")
         title = escape(
             f"{self.sae.get('name') or 'SAE'} in {self.host.get('name') or 'host'}, {self.n_tokens:,} tokens"
@@ -226,34 +212,7 @@ class EvalReport:
         return f"<table><caption>{title}</caption><tr>{head}</tr>{''.join(rows)}</table><ul>{notes}</ul>"
 
 
-def _json_safe(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _json_safe(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [_json_safe(item) for item in value]
-    if isinstance(value, Tensor):
-        return _json_safe(value.tolist())
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if value is None or isinstance(value, str | int | bool) else str(value)
-
-
-def _number(value: float | None) -> str:
-    if value is None:
-        return "-"
-    size = abs(value)
-    if size != 0 and (size < 1e-4 or size >= 1e5):
-        return f"{value:.2e}"
-    return f"{value:.4f}" if size < 100 else f"{value:.1f}"
-
-
 def _interval(metric: Metric) -> str:
     if metric.low is None or metric.high is None:
         return ""
-    return f"{_number(metric.low)} to {_number(metric.high)}"
-
-
-def _aligned(rows: Sequence[tuple[str, ...]], sides: str) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ("  ".join(f"{c:{s}{w}}" for c, s, w in zip(row, sides, widths, strict=True)) for row in rows)
-    return [line.rstrip()[:_WIDTH] for line in lines]
+    return f"{number(metric.low)} to {number(metric.high)}"

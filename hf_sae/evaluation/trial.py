@@ -128,13 +128,14 @@ class Trial:
         """Reconstructions `[tokens, d_out]` and L0 `[tokens]` of `x` `[tokens, d_in]`; records which latents fire."""
         output = self.sae(x.to(self.sae.device))
         code = output.code
-        self._record(code)
+        self.record(code)
         return output.reconstruction, code.counts()
 
     def _rows(self) -> int:
         return max(1, _LATENT_ELEMENTS // self.sae.config.d_sae)
 
-    def _record(self, code: SparseCode) -> None:
+    def record(self, code: SparseCode) -> None:
+        """Counts which latents fire in the code of some kept tokens, and keeps their extremes."""
         _, latents, values = code.flat()
         latents, values = latents.cpu(), values.float().cpu()
         if self.firing is None or self.extremes is None:

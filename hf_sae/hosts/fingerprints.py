@@ -96,7 +96,7 @@ def warn_of_another_host(sae: Any, host: nn.Module, tokenizer: Any = None, stack
     except HookPointError:
         return  # a host without blocks has no fingerprint
     if not isinstance(recorded, dict):
-        found = _other_name(getattr(config, "base_model", None), getattr(model.config, "_name_or_path", None))
+        found = other_name(getattr(config, "base_model", None), getattr(model.config, "_name_or_path", None))
     if found:
         _warned[sae].add(model)
         warnings.warn(
@@ -106,7 +106,7 @@ def warn_of_another_host(sae: Any, host: nn.Module, tokenizer: Any = None, stack
         )
 
 
-def _other_name(trained: Any, given: Any) -> list[str]:
+def other_name(trained: Any, given: Any) -> list[str]:
     """A sentence where both are ids on the Hub and end differently; owners change, and aliases leave them out."""
     names = [str(name) for name in (trained, given) if name and re.fullmatch(r"[\w.-]+/[\w.-]+", str(name))]
     if len(names) < 2 or any(Path(name).exists() for name in names):

@@ -156,7 +156,7 @@ def load_adapted(load: Any, name: str, file: Path, *args: Any, **kwargs: Any) ->
     Raises:
         CheckpointError: if PEFT or the base is missing, or tensors are missing, unexpected, misshapen or not finite.
     """
-    config, trainable = _read_config(name, file), kwargs.pop("is_trainable", False)
+    config, trainable = read_adapter_config(name, file), kwargs.pop("is_trainable", False)
     if not config.base_model_name_or_path:
         raise CheckpointError(
             f"{name!r} is an adapter that names no base (base_model_name_or_path in {CONFIG}). Load the base yourself "
@@ -190,7 +190,12 @@ def load_adapted(load: Any, name: str, file: Path, *args: Any, **kwargs: Any) ->
     return (sae, info) if want_info else sae
 
 
-def _read_config(name: str, file: Path) -> Any:
+def read_adapter_config(name: str, file: Path) -> Any:
+    """The `PeftConfig` of an adapter, without running what it names.
+
+    Raises:
+        CheckpointError: if PEFT is missing, or the file is damaged or of an unknown kind.
+    """
     try:
         from peft import PeftConfig
     except ImportError as error:
