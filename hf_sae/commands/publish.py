@@ -86,6 +86,7 @@ def push(
     """
     from ..features.manifest import is_feature_dataset
     from ..hub import group, push_features, push_folder
+    from ..hub.collections import build_index
 
     console = Console(as_json)
     saved = (folder / "config.json").is_file()
@@ -101,8 +102,9 @@ def push(
             fail(f"{str(folder)!r} is a feature dataset, which has a repo of its own: leave --subfolder out.")
         url = push_features(folder, repo_id, **options)
     else:
-        if saved:
-            make_card(folder, repo_id, subfolder=subfolder)
+        for place in [""] if saved else build_index(folder):
+            inside = "/".join(part for part in (subfolder, place) if part) or None
+            make_card(folder / place, repo_id, subfolder=inside)
         url = push_folder(folder, repo_id, subfolder=subfolder, **options)
     if collection is not None:
         console.show(group([repo_id], collection, repo_type="dataset" if table else "model"))

@@ -79,8 +79,44 @@ def test_the_card_is_ours_on_every_way_up(plain: Client, tmp_path: Path):
     for name, files in cards.items():
         assert "library_name: hf-sae" in files["README.md"].decode(), name
         assert "Model Card for Model ID" not in b"".join(files.values()).decode("latin-1"), name
-    for name in ("sub", "save-sub"):
+    for name in ("sub", "save-sub", "sweep"):
         assert f'"tester/{name}", subfolder="a"' in cards[name]["a/README.md"].decode()
+
+
+PUSH_AGAIN = """
+import sys
+from hf_sae import AutoSAE
+AutoSAE.from_pretrained(sys.argv[1]).push_to_hub("tester/words")
+"""
+
+
+def test_what_readers_wrote_into_a_card_on_the_hub_stays_on_every_way_up(plain: Client, tmp_path: Path):
+    make(tmp_path / "sae")
+    assert plain.cli("push", str(tmp_path / "sae"), "tester/words").returncode == 0
+    repo = plain.hub.repos["models/tester/words"]
+
+    def card() -> str:
+        return plain.hub.files("tester/words")["README.md"].decode()
+
+    written = card().replace("library_name", "license: mit\nlibrary_name").replace("## Limits", "## Mangled")
+    written = written.replace("<!-- hf-sae:limits:start -->", "Why I made this.\n\n<!-- hf-sae:limits:start -->")
+    repo.commit("main", {**plain.hub.files("tester/words"), "README.md": written.encode()})
+    ways = (
+        lambda: plain.cli("push", str(tmp_path / "sae"), "tester/words"),
+        lambda: plain.python(PUSH_AGAIN, str(tmp_path / "sae")),
+    )
+    for number, way in enumerate(ways):
+        make(tmp_path / "sae", seed=number + 1, d_sae=24 + 8 * number)
+        assert way().returncode == 0
+        assert card().index("Why I made this.") < card().index("## Limits")
+        assert "Mangled" not in card()
+        assert f"{24 + 8 * number} latents" in card()
+        assert yaml.safe_load(card().split("---")[1])["license"] == "mit"
+    repo.commit("main", {**plain.hub.files("tester/words"), "README.md": b"# By hand\n"})
+    make(tmp_path / "sae", seed=5)
+    assert plain.cli("push", str(tmp_path / "sae"), "tester/words").returncode == 0
+    assert card().endswith("---\n\n# By hand\n")
+    assert "library_name: hf-sae" in card()
 
 
 def test_listings_fit_the_terminal(plain: Client, tmp_path: Path):
