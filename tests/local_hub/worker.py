@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 import traceback
 from typing import Any
 
@@ -32,8 +33,19 @@ def _run(order: dict[str, Any]) -> None:
     os._exit(code)
 
 
+class _NoWaiting:
+    """`time` without the pauses between huggingface_hub's attempts, half a minute for a Hub that is not there."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(time, name)
+
+    def sleep(self, seconds: float) -> None:
+        """Not at all."""
+
+
 def main() -> None:
     """Reads orders from stdin, one JSON object a line, and answers with exit codes."""
+    import huggingface_hub.utils._http
     import torch
     import transformers.modeling_utils  # noqa: F401
 
@@ -41,6 +53,7 @@ def main() -> None:
     import hf_sae.hub
     import hf_sae.models  # noqa: F401
 
+    huggingface_hub.utils._http.time = _NoWaiting()
     torch.set_num_threads(1)
     for line in sys.stdin:
         pid = os.fork()
