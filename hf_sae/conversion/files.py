@@ -129,7 +129,7 @@ class Files:
         """
         try:
             value = json.loads(self.text(name))
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # ValueError: numbers of thousands of digits, too
             raise ConversionError(f"{name!r} of {self.name!r} is not JSON: {error}.") from error
         return self._mapping(name, value)
 
@@ -141,12 +141,18 @@ class Files:
         """
         import yaml
 
-        text = self.text(name)
-        if any(line.lstrip().startswith(("&", "*")) or ": &" in line or ": *" in line for line in text.splitlines()):
-            raise ConversionError(f"{name!r} of {self.name!r} uses YAML anchors, which can expand without bound.")
+        class Plain(yaml.SafeLoader):
+            def compose_node(self, parent: Any, index: Any) -> Any:
+                # an alias stands for a whole subtree, and a dozen lines of aliases of aliases for a billion entries
+                if self.check_event(yaml.AliasEvent):
+                    raise ConversionError(f"{name!r} uses YAML aliases, which can expand without bound.")
+                return super().compose_node(parent, index)
+
         try:
-            value = yaml.safe_load(text)
-        except (yaml.YAMLError, RecursionError) as error:
+            value = yaml.load(self.text(name), Loader=Plain)
+        except ConversionError:
+            raise
+        except (yaml.YAMLError, RecursionError, ValueError) as error:  # ValueError: a date or number that is none
             raise ConversionError(f"{name!r} of {self.name!r} is not YAML: {error}.") from error
         return self._mapping(name, value)
 
