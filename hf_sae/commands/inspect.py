@@ -48,7 +48,7 @@ def info(
         part = payload[title]
         rows += [(f"{title}.{key}", _short(part[key])) for key in keys or part if part.get(key) is not None]
     console.show(aligned(rows, "<<"))
-    console.finish(payload, f"hf-sae eval {repo_or_path}")
+    console.finish(payload, f"hf-sae eval {repo_or_path}" + (f" --subfolder {subfolder}" if subfolder else ""))
 
 
 def describe(sae: SAE) -> dict[str, Any]:

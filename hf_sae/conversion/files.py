@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -59,7 +60,9 @@ class Files:
     @property
     def path_in_words(self) -> str:
         """Repo or folder and the asked place as one path, for formats whose names say what no file does."""
-        return "/".join(part for part in (self.name.replace("\\", "/").rstrip("/"), self.place) if part)
+        local = self.root is not None and self.commit is None
+        whole = str(self.root.absolute()) if local and self.root is not None else self.name
+        return "/".join(part for part in (os.path.normpath(whole).replace("\\", "/").rstrip("/"), self.place) if part)
 
     def at(self, place: str) -> Files:
         """The same files with another place asked for."""
@@ -176,7 +179,7 @@ def open_files(name: str, place: str = "", revision: str | None = None, **hub_kw
     Without a network a repo that was downloaded before is read from the cache.
 
     Args:
-        name (`str`): folder or repo id.
+        name (`str`): folder or repo id; a file here is its folder with the file asked for.
         place (`str`): folder or file inside, with or without its extension.
         revision (`str`, *optional*): branch, tag or commit.
         hub_kwargs: `token`, `cache_dir`, `local_files_only`, `force_download` as in huggingface_hub.
@@ -185,6 +188,8 @@ def open_files(name: str, place: str = "", revision: str | None = None, **hub_kw
         ConversionError: for a folder with too many files.
         OSError: if the repo does not exist, is gated, or cannot be reached and is not in the cache.
     """
+    if Path(name).is_file():
+        place, name = "/".join(part for part in (Path(name).name, place) if part), str(Path(name).parent)
     if Path(name).is_dir():
         return Files(name, _listing(Path(name)), place, Path(name), hub_kwargs=hub_kwargs)
     from huggingface_hub import HfApi, snapshot_download

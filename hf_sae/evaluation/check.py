@@ -114,9 +114,14 @@ def check(
         progress (`bool`): show bars.
 
     Raises:
+        ValueError: for `n_tokens` below 1 or a `published_l0` that is no number of latents.
         HookPointError: for a place that is missing, or several of them.
         DataError: for a dataset without tokens.
     """
+    if n_tokens < 1:
+        raise ValueError(f"n_tokens={n_tokens} must be at least 1.")
+    if published_l0 is not None and not 0 < published_l0 <= sae.config.d_sae:
+        raise ValueError(f"published_l0={published_l0:g} must be above 0 and at most d_sae={sae.config.d_sae}.")
     single_points(sae)
     provenance = sae.config.provenance or {}
     published = published_l0 or ((provenance.get("conversion") or {}).get("published") or {}).get("l0")
