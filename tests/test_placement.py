@@ -61,5 +61,5 @@ def test_nothing_else_moves_a_host(monkeypatch: pytest.MonkeyPatch):
             host(**ids)
     top_features(sae, host, tokenizer, "import os")
     next(iter(ActivationStream(host, tokenizer, stdlib_corpus("test"), hook_points=["resid_post.1"]).batches(64)))
-    evaluate(sae, host, tokenizer, stdlib_corpus("test"), n_tokens=256, progress=False)
-    check(sae, host, tokenizer, n_tokens=256, progress=False)
+    evaluate(sae, host, tokenizer, ["import os\n" * 20], n_tokens=64, context_length=32, progress=False)
+    check(sae, host, tokenizer, ["import os\n" * 20], n_tokens=64, context_length=32, progress=False)

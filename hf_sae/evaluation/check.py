@@ -114,14 +114,14 @@ def check(
         progress (`bool`): show bars.
 
     Raises:
-        ValueError: for `n_tokens` below 1 or a `published_l0` that is no number of latents.
+        ValueError: for `n_tokens` below 1, or a `published_l0` that is not positive.
         HookPointError: for a place that is missing, or several of them.
         DataError: for a dataset without tokens.
     """
     if n_tokens < 1:
         raise ValueError(f"n_tokens={n_tokens} must be at least 1.")
-    if published_l0 is not None and not 0 < published_l0 <= sae.config.d_sae:
-        raise ValueError(f"published_l0={published_l0:g} must be above 0 and at most d_sae={sae.config.d_sae}.")
+    if published_l0 is not None and not 0 < published_l0 < math.inf:
+        raise ValueError(f"published_l0={published_l0:g} must be above 0: leave it out where none was published.")
     single_points(sae)
     provenance = sae.config.provenance or {}
     published = published_l0 or ((provenance.get("conversion") or {}).get("published") or {}).get("l0")
@@ -132,6 +132,7 @@ def check(
     )
     with inference(host, sae):
         acts = gather(source, host, sorted(other_places(sae, host)), n_tokens, progress)
+        n_tokens = len(acts[str(sae.config.hook_in)])  # fewer where the text ends
         acts, outliers = _without_outliers(acts, str(sae.config.hook_in))
         found = list(readings(sae, host, acts[str(sae.config.hook_in)], published is not None))
         rows = [_measure(reading, acts, published) for reading in tqdm(found, "readings", disable=not progress)]

@@ -207,6 +207,25 @@ def test_thresholds_that_cut_too_much_are_seen_by_the_published_l0(pair: Any, ac
     assert "without thresholds" not in {row.name for row in run(right, pair).readings}
 
 
+def test_the_published_l0_is_the_one_in_the_files_of_an_import(pair: Any, acts: dict[str, Tensor]):
+    sae = dictionary(acts["resid_post.1"], "resid_post.1", provenance={"conversion": {"published": {"l0": 40.0}}})
+    report = run(sae, pair)
+    assert report.published_l0 == 40.0
+    mine = next(row for row in report.readings if row.name == AS_LOADED)
+    assert mine.score == pytest.approx(mine.fvu * max(mine.l0 / 40, 40 / mine.l0))
+    assert run(sae, pair, published_l0=20.0).published_l0 == 20.0
+
+
+def test_a_short_text_is_not_counted_as_what_was_asked_for(pair: Any, acts: dict[str, Tensor]):
+    host, tokenizer = pair
+    texts = [document["text"][:800] for document in itertools.islice(stdlib_corpus("test"), 3)]
+    sae = dictionary(acts["resid_post.1"], "resid_post.1")
+    report = check(sae, host, tokenizer, texts, n_tokens=100_000, context_length=64, progress=False)
+    available = sum(len(tokenizer(text)["input_ids"]) for text in texts)
+    assert 0.8 * available < report.n_tokens <= available + len(texts)  # each text may get its end marked
+    assert f"{report.n_tokens:,} tokens" in report.to_table()
+
+
 def test_a_random_dictionary_fits_in_no_reading(pair: Any):
     torch.manual_seed(0)
     d = pair[0].config.hidden_size
