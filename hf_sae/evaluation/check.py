@@ -22,7 +22,7 @@ from .core import DEFAULT_CONTEXT, evaluate
 from .passes import gather, inference, why_not_language_model
 from .readings import AS_LOADED, Reading, other_places, readings
 from .samples import open_source
-from .trial import OUTLIER_NORM, single_points
+from .trial import OUTLIER_NORM, Trial, single_points
 
 
 TIE = 1.02  # readings this close are equally good: some differ by rounding only
@@ -115,8 +115,8 @@ def check(
 
     Raises:
         ValueError: for `n_tokens` below 1, or a `published_l0` that is not positive.
-        HookPointError: for a place that is missing, or several of them.
-        DataError: for a dataset without tokens.
+        HookPointError: for a place that is missing, has another width than the autoencoder, or several of them.
+        DataError: for a dataset without tokens, or activations that are not finite.
     """
     if n_tokens < 1:
         raise ValueError(f"n_tokens={n_tokens} must be at least 1.")
@@ -133,6 +133,7 @@ def check(
     with inference(host, sae):
         acts = gather(source, host, sorted(other_places(sae, host)), n_tokens, progress)
         n_tokens = len(acts[str(sae.config.hook_in)])  # fewer where the text ends
+        Trial(sae, *single_points(sae)).inputs(acts, torch.ones(n_tokens, dtype=torch.bool))  # refuses other widths
         acts, outliers = _without_outliers(acts, str(sae.config.hook_in))
         found = list(readings(sae, host, acts[str(sae.config.hook_in)], published is not None))
         rows = [_measure(reading, acts, published) for reading in tqdm(found, "readings", disable=not progress)]

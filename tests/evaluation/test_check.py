@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hf_sae import JumpReLUConfig, JumpReLUSAE, default_host, read
 from hf_sae.corpus import stdlib_corpus
+from hf_sae.errors import HookPointError
 from hf_sae.evaluation import check
 from hf_sae.evaluation.readings import AS_LOADED, readings
 from hf_sae.models import SAE
@@ -224,6 +225,13 @@ def test_a_short_text_is_not_counted_as_what_was_asked_for(pair: Any, acts: dict
     available = sum(len(tokenizer(text)["input_ids"]) for text in texts)
     assert 0.8 * available < report.n_tokens <= available + len(texts)  # each text may get its end marked
     assert f"{report.n_tokens:,} tokens" in report.to_table()
+
+
+@pytest.mark.parametrize("points", [{"hook_in": "resid_post.1"}, {"hook_in": "mlp_in.1", "hook_out": "mlp_out.1"}])
+def test_a_host_of_another_width_is_said(pair: Any, points: dict[str, str]):
+    config = JumpReLUConfig(d_in=16, d_sae=32, target_l0=None, **points)
+    with pytest.raises(HookPointError, match=r"192 wide in this host, but the autoencoder has d_in=16.*another host"):
+        run(JumpReLUSAE(config).eval(), pair)
 
 
 def test_a_random_dictionary_fits_in_no_reading(pair: Any):
