@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from ..hosts import compare_fingerprints, fingerprint, unwrap
 from ..metrics import reconstruction_statistics, summarise
 from ..models.modeling_sae import SAE
+from ..models.modeling_topk import TopKSAE
 from .core import DEFAULT_CONTEXT, evaluate
 from .passes import gather, inference, why_not_language_model
 from .readings import AS_LOADED, Reading, other_places, readings
@@ -40,6 +41,11 @@ class Measured:
     fvu: float
     score: float
 
+    @property
+    def fits(self) -> bool:
+        """Whether it explains anything: what does not is never the better reading, whatever its L0."""
+        return self.fvu <= NONE_FITS
+
 
 @dataclass
 class CheckReport:
@@ -48,7 +54,7 @@ class CheckReport:
     Args:
         ok (`bool`): whether no other reading fits better than the one that was loaded, and it fits at all.
         verdict (`str`): the same in a sentence.
-        readings (`list[Measured]`): every reading that could be measured.
+        readings (`list[Measured]`): every reading that could be measured; those that explain something come first.
         loaded (`dict`): `l0`, `fvu` and, for a language model, `delta_ce`, `ce_recovered` of the autoencoder as loaded.
         n_tokens (`int`): kept tokens, and `outliers` left out of them for the ranking.
         published_l0 (`float`, *optional*): what L0 was compared with.
@@ -136,8 +142,10 @@ def check(
         Trial(sae, *single_points(sae)).inputs(acts, torch.ones(n_tokens, dtype=torch.bool))  # refuses other widths
         acts, outliers = _without_outliers(acts, str(sae.config.hook_in))
         found = list(readings(sae, host, acts[str(sae.config.hook_in)], published is not None))
-        rows = [_measure(reading, acts, published) for reading in tqdm(found, "readings", disable=not progress)]
-    rows = sorted(rows, key=lambda row: (row.score, row.name != AS_LOADED))
+        # a TopK has at most k latents in every reading: how many of them are positive says little
+        wanted = None if isinstance(sae, TopKSAE) else published
+        rows = [_measure(reading, acts, wanted) for reading in tqdm(found, "readings", disable=not progress)]
+    rows = sorted(rows, key=lambda row: (not row.fits, row.score, row.name != AS_LOADED))
     mine = next(row for row in rows if row.name == AS_LOADED)
     ok, verdict = _judge(rows, mine)
     loaded: dict[str, float | None] = {"l0": mine.l0, "fvu": mine.fvu}
@@ -185,11 +193,12 @@ def _measure(reading: Reading, acts: dict[str, Tensor], published: float | None)
 
 def _judge(rows: list[Measured], mine: Measured) -> tuple[bool, str]:
     best = rows[0]
-    if not best.fvu <= NONE_FITS:
+    if not best.fits:
+        least = min((row.fvu for row in rows if math.isfinite(row.fvu)), default=math.inf)
         return False, (
-            f"No reading fits: the best leaves {best.fvu:.0%} of the variance. Is this the host it was trained on?"
+            f"No reading fits: the best leaves {least:.0%} of the variance. Is this the host it was trained on?"
         )
-    if mine.score <= TIE * best.score:
+    if mine.fits and mine.score <= TIE * best.score:
         other = next((row for row in rows if row.score > TIE * mine.score), None)
         clear = (
             "" if other is None else f" The next, {other.name!r}, scores {other.score / mine.score:.3g} times as high."
