@@ -24,6 +24,7 @@ from hf_sae.steering import OfMax, ablate, add
 
 
 VERBS = ["demo", "train", "eval", "check", "diff", "convert", "info", "steer", "hooks", "card", "push"]
+SHIPPED = str(Path(__file__))  # any file
 SMALL = ["--tokens-per-batch", "512", "--context-length", "32", "--d-sae", "64"]
 
 
@@ -209,6 +210,11 @@ def test_a_wrong_config_file_is_an_error(run: Any, tmp_path: Path, text: str, me
         (["eval", "no/such-sae"], "no/such-sae"),
         (["info", "/nowhere"], "/nowhere"),
         (["check", "/nowhere"], "/nowhere"),
+        (["check", SHIPPED, "--host", "default_host"], "it is a file, and ours are folders"),
+        (["info", "safelens:user/repo"], "there is no format 'safelens'"),
+        (["info", "saelens:"], "neither a release"),
+        (["convert", "x", "out", "--set", "hokin=resid_post.1"], "Did you mean 'hook_in'?"),
+        (["convert", "x", "out", "--set", "architectures=x"], "no such field"),
         (["convert", "saelens:no-such-release", "out"], "neither a release that is known by rule nor a folder"),
         (["hooks", "nobody/nothing"], "nobody/nothing"),
         (["steer", "no/such-sae", "--prompt", "x", "--feature", "3"], "is not ID=STRENGTH"),
@@ -278,6 +284,27 @@ def test_check_says_which_reading_fits_and_exits_with_1_if_it_is_another(run: An
     assert broken.code == 1
     assert "decoder transposed" in broken.out
     assert rows["as loaded"] < rows["decoder transposed"]
+
+
+@pytest.mark.parametrize(("option", "value"), [("--n-tokens", "0"), ("--published-l0", "-3"), ("--published-l0", "0")])
+def test_check_wants_tokens_and_an_l0_that_can_be(run: Any, saved: Path, option: str, value: str):
+    result = run("check", saved, option, value)
+    assert result.code == 2
+    assert f"{option.strip('-').replace('-', '_')}={value} must be" in result.err
+
+
+def test_convert_takes_what_no_file_says(run: Any, saved: Path, tmp_path: Path):
+    run("convert", saved, tmp_path / "unnamed", "--format", "sparsify")
+    assert run("convert", tmp_path / "unnamed", tmp_path / "a").code == 2  # no folder is named after a module
+    options = ["--hook-in", "resid_post.2", "--set", "base_model=user/host", "--json"]
+    assert run("convert", tmp_path / "unnamed", tmp_path / "a", *options).json["format"] == "ours"
+    config = AutoSAE.from_pretrained(tmp_path / "a").config
+    assert (config.hook_in, config.base_model) == ("resid_post.2", "user/host")
+
+
+def test_info_says_how_to_go_on_with_the_folder_inside(run: Any, saved: Path):
+    last = run("info", saved.parent, "--subfolder", saved.name).out.splitlines()[-1]
+    assert last == f"Next: hf-sae eval {saved.parent} --subfolder {saved.name}"
 
 
 @pytest.mark.parametrize("form", ["saelens", "sparsify", "dictionary_learning", "ours"])

@@ -128,6 +128,10 @@ def _layer(files: Files, name: str, host: str, places: tuple[Reading, Reading], 
     )
     threshold = tensors.take_if("activation_function.threshold")
     tensors.done()
+    if draft.d_in != draft.d_out:
+        raise ConversionError(
+            f"{name!r} reads {draft.d_in} dimensions and writes {draft.d_out}: both are the width of the host's stream."
+        )
     for key, found in (("d_model", draft.d_in), ("d_feature", draft.d_sae)):
         if sizes.get(key, found) != found:
             raise ConversionError(f"the training config says {key}={sizes[key]} and {name!r} has {found}.")

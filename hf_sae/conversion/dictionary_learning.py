@@ -43,13 +43,11 @@ CLASSES = (
     "GatedAutoEncoder",
     "JumpReluAutoEncoder",
 )
+_OURS = ("resid_pre", "resid_mid", "resid_post", "attn_in", "attn_z", "attn_out", "mlp_in", "mlp_out")
 _PLACES = {
-    "resid_pre": "resid_pre",
-    "resid_post": "resid_post",
+    **{name: name for name in _OURS},
     "resid": "resid_post",
-    "mlp_out": "mlp_out",
     "mlp": "mlp_out",
-    "attn_out": "attn_out",
     "attention_out": "attn_out",
     "attn": "attn_out",
 }
@@ -192,7 +190,8 @@ def write(sae: SAE, path: str | Path) -> list[str]:
         "dict_size": draft.d_sae,
         "lm_name": draft.fields["base_model"],
         "layer": int(layer) if layer.isdecimal() else None,
-        "submodule_name": f"{place}_layer_{layer}" if place in _PLACES else None,
+        # other places by the name they have here: a layer alone would be read as the residual stream's
+        "submodule_name": f"{place}_layer_{layer}" if place in _OURS else draft.fields["hook_in"],
         **({"k": draft.k} if draft.k is not None else {}),
     }
     length = ((sae.config.provenance or {}).get("data") or {}).get("context_length")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -59,7 +60,9 @@ class Files:
     @property
     def path_in_words(self) -> str:
         """Repo or folder and the asked place as one path, for formats whose names say what no file does."""
-        return "/".join(part for part in (self.name.replace("\\", "/").rstrip("/"), self.place) if part)
+        local = self.root is not None and self.commit is None
+        whole = str(self.root.absolute()) if local and self.root is not None else self.name
+        return "/".join(part for part in (os.path.normpath(whole).replace("\\", "/").rstrip("/"), self.place) if part)
 
     def at(self, place: str) -> Files:
         """The same files with another place asked for."""
@@ -129,7 +132,7 @@ class Files:
         """
         try:
             value = json.loads(self.text(name))
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # ValueError: numbers of thousands of digits, too
             raise ConversionError(f"{name!r} of {self.name!r} is not JSON: {error}.") from error
         return self._mapping(name, value)
 
@@ -141,12 +144,18 @@ class Files:
         """
         import yaml
 
-        text = self.text(name)
-        if any(line.lstrip().startswith(("&", "*")) or ": &" in line or ": *" in line for line in text.splitlines()):
-            raise ConversionError(f"{name!r} of {self.name!r} uses YAML anchors, which can expand without bound.")
+        class Plain(yaml.SafeLoader):
+            def compose_node(self, parent: Any, index: Any) -> Any:
+                # an alias stands for a whole subtree, and a dozen lines of aliases of aliases for a billion entries
+                if self.check_event(yaml.AliasEvent):
+                    raise ConversionError(f"{name!r} uses YAML aliases, which can expand without bound.")
+                return super().compose_node(parent, index)
+
         try:
-            value = yaml.safe_load(text)
-        except (yaml.YAMLError, RecursionError) as error:
+            value = yaml.load(self.text(name), Loader=Plain)
+        except ConversionError:
+            raise
+        except (yaml.YAMLError, RecursionError, ValueError) as error:  # ValueError: a date or number that is none
             raise ConversionError(f"{name!r} of {self.name!r} is not YAML: {error}.") from error
         return self._mapping(name, value)
 
@@ -172,7 +181,7 @@ def open_files(
     Without a network a repo that was downloaded before is read from the cache.
 
     Args:
-        name (`str`): folder or repo id.
+        name (`str`): folder or repo id; a file here is its folder with the file asked for.
         place (`str`): folder or file inside, with or without its extension.
         revision (`str`, *optional*): branch, tag or commit.
         holding (`tuple[str, ...]`, *optional*): as in [`pin`].
@@ -182,6 +191,8 @@ def open_files(
         ConversionError: for a folder with too many files.
         OSError: if the repo does not exist, is gated, or cannot be reached and is not in the cache.
     """
+    if Path(name).is_file():
+        place, name = "/".join(part for part in (Path(name).name, place) if part), str(Path(name).parent)
     if Path(name).is_dir():
         return Files(name, _listing(Path(name)), place, Path(name), hub_kwargs=hub_kwargs)
     from huggingface_hub import HfApi, snapshot_download

@@ -193,7 +193,7 @@ def resolve(name: str, subfolder: str = "") -> tuple[str, str, str | None]:
     if not colon or not re.fullmatch(r"[a-z][a-z0-9_-]+", prefix) or Path(name).exists():
         return name, subfolder, None
     form = prefix.replace("_", "-")
-    if Path(rest).is_dir():
+    if rest and Path(rest).exists():
         return rest, subfolder, form
     whole = f"{rest}/{subfolder}".rstrip("/")
     if form == "saelens":

@@ -40,7 +40,7 @@ def matches(files: Files) -> bool:
 
 
 def _whole(files: Files) -> str:
-    return f"{files.name}/{files.asked('.pt') or ''}".replace("\\", "/")
+    return files.at(files.asked(".pt") or "").path_in_words
 
 
 def read(files: Files) -> Pair:

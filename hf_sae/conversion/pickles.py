@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import io
 import pickle
+import pickletools
 import zipfile
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -114,9 +116,32 @@ def _read_archive(path: Path, archive: zipfile.ZipFile) -> Any:
     return _Reader(archive, prefix).load()
 
 
+def _check_memo(content: bytes) -> None:
+    """Objects are remembered under numbers that count up; the interpreter allocates a table up to the largest one."""
+    for opcode, number, _ in pickletools.genops(content):
+        if "PUT" in opcode.name and not 0 <= int(number or 0) < len(content):
+            raise ConversionError(
+                f"the pickle of {len(content):,} bytes numbers an object {number:,}: it is damaged, or meant to fill the memory."
+            )
+
+
+class _Call:
+    """A function to a pickle, which may set attributes of what it names: on this there are none."""
+
+    __slots__ = ("_function",)
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+
+    def __call__(self, *args: Any) -> Any:
+        return self._function(*args)
+
+
 class _Reader(pickle.Unpickler):
     def __init__(self, archive: zipfile.ZipFile, prefix: str) -> None:
-        super().__init__(io.BytesIO(archive.read(f"{prefix}data.pkl")), encoding="utf-8")
+        content = archive.read(f"{prefix}data.pkl")
+        _check_memo(content)
+        super().__init__(io.BytesIO(content), encoding="utf-8")
         self.archive, self.prefix = archive, prefix
         self.storages: dict[str, Tensor] = {}
 
@@ -125,9 +150,9 @@ class _Reader(pickle.Unpickler):
         if (module, name) == ("collections", "OrderedDict"):
             return OrderedDict
         if module == "torch._utils" and name in ("_rebuild_tensor_v2", "_rebuild_tensor"):
-            return _rebuild_tensor
+            return _Call(_rebuild_tensor)
         if module == "torch._utils" and name == "_rebuild_parameter":
-            return _rebuild_parameter
+            return _Call(_rebuild_parameter)
         if module == "torch" and name in _STORAGES:
             return _STORAGES[name]
         if module == "torch" and isinstance(dtype := getattr(torch, name, None), torch.dtype):

@@ -70,10 +70,7 @@ def identify(files: Files, name: str | None = None) -> ModuleType:
         ConversionError: if it is of no known format, or not of the named one; what the repo holds is listed.
         OSError: if it may be, but is not in the cache, and the Hub cannot be reached.
     """
-    known = {module.NAME: module for module in FORMATS}
-    if name is not None and name not in known:
-        raise ConversionError(f"there is no format {name!r}. Known: {', '.join(sorted(known))}.")
-    for module in FORMATS if name is None else (known[name],):
+    for module in _candidates(name):
         if module.matches(files):
             return module
     where = f"{files.name!r}" + (f" at {files.place!r}" if files.place else "")
@@ -87,8 +84,26 @@ def identify(files: Files, name: str | None = None) -> ModuleType:
             f"{where} is no autoencoder. {close}{files.name!r} holds {_list(found)}: give one as subfolder=."
         )
     raise ConversionError(
-        f"{where} is no checkpoint of a known format ({', '.join(sorted(known))}). Its files are {_list(sorted(files.names))}."
+        f"{where} is no checkpoint of a known format ({', '.join(sorted(m.NAME for m in FORMATS))}). Its files are {_list(sorted(files.names))}."
     )
+
+
+def _candidates(name: str | None) -> tuple[ModuleType, ...]:
+    """All formats, or the named one."""
+    found = tuple(module for module in FORMATS if name in (None, module.NAME))
+    if not found:
+        raise ConversionError(
+            f"there is no format {name!r}. Known: {', '.join(sorted(module.NAME for module in FORMATS))}."
+        )
+    return found
+
+
+def _of_whole_folder(files: Files, name: str | None) -> Files:
+    """The folder of an asked file, where no format is of that file alone: `params.npz` stands for where it lies."""
+    if files.place not in files.names or any(module.matches(files) for module in _candidates(name)):
+        return files
+    folder = files.at("" if (parent := str(PurePosixPath(files.place).parent)) == "." else parent)
+    return folder if any(module.matches(folder) for module in _candidates(name)) else files
 
 
 def members(files: Files) -> list[str]:
@@ -162,8 +177,9 @@ def load_foreign(
     """
     hub = {key: kwargs.pop(key) for key in HUB_KEYS if key in kwargs}
     repo, place, form = resolve(name, subfolder)
+    _candidates(form)  # a prefix that is no format is said before anything is downloaded
     with explained(repo):
-        files = locate(open_files(repo, place, revision, **hub))
+        files = _of_whole_folder(locate(open_files(repo, place, revision, **hub)), form)
     known = {key for config_class, _ in registered().values() for key in _fields(config_class)}
     files.given = {key: value for key, value in kwargs.items() if key in known}
     with explained(repo):

@@ -135,4 +135,16 @@ def write(sae: SAE, path: str | Path) -> list[str]:
     with atomic_folder(path) as folder:
         (folder / CONFIG).write_text(json.dumps(cfg) + "\n", encoding="utf-8")
         save_file({k: v.to(draft.encoder.dtype).contiguous() for k, v in weights.items()}, folder / WEIGHTS)
-    return draft.transforms
+    return draft.transforms + _unsaid(draft, Path(path).absolute().name)
+
+
+def _unsaid(draft: Draft, folder: str) -> list[str]:
+    """A sentence where the folder is not named after the place, which nothing else in the format says."""
+    host, side = draft.fields["base_model"], "input" if draft.is_transcoder else "output"
+    said = (from_path(folder, host, side=side).point, from_path(folder, host).point) if _HOOK.fullmatch(folder) else ()
+    meant = (draft.fields["hook_in"], draft.fields["hook_out"] or draft.fields["hook_in"])
+    if said == meant:
+        return []
+    return [
+        f"the place {' to '.join(map(repr, dict.fromkeys(meant)))} is not in the files: sparsify has it in the folder's name alone"
+    ]

@@ -40,7 +40,7 @@ class Tensors(dict[str, Tensor]):
             ndim (`int`, *optional*): its number of dimensions.
 
         Raises:
-            ConversionError: if there is none, or it has other dimensions.
+            ConversionError: if there is none, it has other dimensions, or it is a vector with NaN or infinite values.
         """
         found = self.take_if(*names, ndim=ndim)
         if found is None:
@@ -57,6 +57,11 @@ class Tensors(dict[str, Tensor]):
                 if ndim is not None and tensor.ndim != ndim:
                     raise ConversionError(
                         f"{name!r} of {self.name!r} has shape {list(tensor.shape)}, not {ndim} dimensions."
+                    )
+                # matrices are looked at when the model is loaded; of a threshold, an infinity may be gone by then
+                if tensor.ndim < 2 and not tensor.isfinite().all():
+                    raise ConversionError(
+                        f"{name!r} of {self.name!r} holds NaN or infinite values. Download it again."
                     )
                 return tensor if tensor.is_floating_point() else tensor.float()
         return None

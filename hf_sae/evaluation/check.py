@@ -18,11 +18,12 @@ from tqdm.auto import tqdm
 from ..hosts import compare_fingerprints, fingerprint, unwrap
 from ..metrics import reconstruction_statistics, summarise
 from ..models.modeling_sae import SAE
+from ..models.modeling_topk import TopKSAE
 from .core import DEFAULT_CONTEXT, evaluate
 from .passes import gather, inference, why_not_language_model
 from .readings import AS_LOADED, Reading, other_places, readings
 from .samples import open_source
-from .trial import OUTLIER_NORM, single_points
+from .trial import OUTLIER_NORM, Trial, single_points
 
 
 TIE = 1.02  # readings this close are equally good: some differ by rounding only
@@ -40,6 +41,11 @@ class Measured:
     fvu: float
     score: float
 
+    @property
+    def fits(self) -> bool:
+        """Whether it explains anything: what does not is never the better reading, whatever its L0."""
+        return self.fvu <= NONE_FITS
+
 
 @dataclass
 class CheckReport:
@@ -48,7 +54,7 @@ class CheckReport:
     Args:
         ok (`bool`): whether no other reading fits better than the one that was loaded, and it fits at all.
         verdict (`str`): the same in a sentence.
-        readings (`list[Measured]`): every reading that could be measured.
+        readings (`list[Measured]`): every reading that could be measured; those that explain something come first.
         loaded (`dict`): `l0`, `fvu` and, for a language model, `delta_ce`, `ce_recovered` of the autoencoder as loaded.
         n_tokens (`int`): kept tokens, and `outliers` left out of them for the ranking.
         published_l0 (`float`, *optional*): what L0 was compared with.
@@ -117,9 +123,14 @@ def check(
         progress (`bool`): show bars.
 
     Raises:
-        HookPointError: for a place that is missing, or several of them.
-        DataError: for a dataset without tokens.
+        ValueError: for `n_tokens` below 1, or a `published_l0` that is not positive.
+        HookPointError: for a place that is missing, has another width than the autoencoder, or several of them.
+        DataError: for a dataset without tokens, or activations that are not finite.
     """
+    if n_tokens < 1:
+        raise ValueError(f"n_tokens={n_tokens} must be at least 1.")
+    if published_l0 is not None and not 0 < published_l0 < math.inf:
+        raise ValueError(f"published_l0={published_l0:g} must be above 0: leave it out where none was published.")
     single_points(sae)
     provenance = sae.config.provenance or {}
     published = published_l0 or ((provenance.get("conversion") or {}).get("published") or {}).get("l0")
@@ -130,10 +141,14 @@ def check(
     )
     with inference(host, sae):
         acts = gather(source, host, sorted(other_places(sae, host)), n_tokens, progress)
+        n_tokens = len(acts[str(sae.config.hook_in)])  # fewer where the text ends
+        Trial(sae, *single_points(sae)).inputs(acts, torch.ones(n_tokens, dtype=torch.bool))  # refuses other widths
         acts, outliers = _without_outliers(acts, str(sae.config.hook_in))
         found = list(readings(sae, host, acts[str(sae.config.hook_in)], published is not None))
-        rows = [_measure(reading, acts, published) for reading in tqdm(found, "readings", disable=not progress)]
-    rows = sorted(rows, key=lambda row: (row.score, row.name != AS_LOADED))
+        # a TopK has at most k latents in every reading: how many of them are positive says little
+        wanted = None if isinstance(sae, TopKSAE) else published
+        rows = [_measure(reading, acts, wanted) for reading in tqdm(found, "readings", disable=not progress)]
+    rows = sorted(rows, key=lambda row: (not row.fits, row.score, row.name != AS_LOADED))
     mine = next(row for row in rows if row.name == AS_LOADED)
     ok, verdict = _judge(rows, mine)
     loaded: dict[str, float | None] = {"l0": mine.l0, "fvu": mine.fvu}
@@ -182,11 +197,12 @@ def _measure(reading: Reading, acts: dict[str, Tensor], published: float | None)
 
 def _judge(rows: list[Measured], mine: Measured) -> tuple[bool, str]:
     best = rows[0]
-    if not best.fvu <= NONE_FITS:
+    if not best.fits:
+        least = min((row.fvu for row in rows if math.isfinite(row.fvu)), default=math.inf)
         return False, (
-            f"No reading fits: the best leaves {best.fvu:.0%} of the variance. Is this the host it was trained on?"
+            f"No reading fits: the best leaves {least:.0%} of the variance. Is this the host it was trained on?"
         )
-    if mine.score <= TIE * best.score:
+    if mine.fits and mine.score <= TIE * best.score:
         other = next((row for row in rows if row.score > TIE * mine.score), None)
         clear = (
             "" if other is None else f" The next, {other.name!r}, scores {other.score / mine.score:.3g} times as high."

@@ -19,7 +19,7 @@ def load_host(name: str, **kwargs: Any) -> tuple[PreTrainedModel, PreTrainedToke
     Args:
         name (`str`): Hub id or local folder.
         kwargs: for `from_pretrained` of the model, such as `dtype`, `revision`, `device_map`, `quantization_config`. With
-            the last two the host stays where they put it.
+            the last two, or a quantised checkpoint, the host stays where it was put.
 
     Returns:
         `(host, tokenizer)`; the tokenizer is `None` where the repo has none (vision, audio).
@@ -41,10 +41,16 @@ def load_host(name: str, **kwargs: Any) -> tuple[PreTrainedModel, PreTrainedToke
         host = (AutoModelForCausalLM if causal else AutoModel).from_pretrained(name, **kwargs).eval()
     if is_commit(commit):
         host.config._commit_hash = commit
-    if "device_map" not in kwargs and "quantization_config" not in kwargs and torch.cuda.is_available():
+    if torch.cuda.is_available() and not _is_placed(host, kwargs):
         host.to("cuda")
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **own)
     except (OSError, ValueError, KeyError):
         tokenizer = None
     return host, tokenizer
+
+
+def _is_placed(host: Any, kwargs: dict[str, Any]) -> bool:
+    """Whether somebody decided where its weights are; a checkpoint says by itself that it is quantised."""
+    asked = any(kwargs.get(key) is not None for key in ("device_map", "quantization_config"))
+    return asked or bool(getattr(host, "is_quantized", False) or getattr(host, "hf_device_map", None))

@@ -57,7 +57,7 @@ class AutoSAE(_BaseAutoModelClass):
         name, subfolder = split_name(str(pretrained_model_name_or_path), str(kwargs.pop("subfolder", None) or ""))
         kwargs |= {"subfolder": subfolder} if subfolder else {}
         # 'saelens:release/id' is no repo id: transformers need not be asked
-        if ":" in name and not Path(name).exists():
+        if (":" in name and not Path(name).exists()) or Path(name).is_file():
             return _foreign(name, None, kwargs)
         asked, options = kwargs.get("revision"), hub_options(kwargs)
         kwargs["revision"] = pin(name, subfolder, asked, **options) or "main"
@@ -98,7 +98,11 @@ class AutoTranscoder(AutoSAE):
 
 def _foreign(name: str, error: Exception | None, kwargs: dict[str, Any]) -> Any:
     """The checkpoint of another library behind a name that is none of ours."""
-    why = str(error).strip().splitlines()[0] if str(error or "").strip() else "it has the name of another library's."
+    why = "it has the name of another library's."
+    if str(error or "").strip():
+        why = str(error).strip().splitlines()[0]
+    elif Path(name).is_file():
+        why = f"it is a file, and ours are folders, such as {str(Path(name).parent)!r}."
     ours = f"{name!r} is not a checkpoint of hf_sae: {why} Known model types: {', '.join(sorted(registered()))}."
     try:
         from hf_sae.conversion import ElsewhereError, load_foreign

@@ -1,6 +1,7 @@
 """Checkpoints that sparsify saves load here with its own outputs, and what we write loads there.
 
-SAELens 6.54.12 cannot read these (it transposes `W_dec`, which is `[d_sae, d]` already); the tests below hold what is right.
+SAELens 6.54.12 transposes `W_dec`, which is `[d_sae, d]` already, and does not know `transcode`: a test holds that it fails, and on
+square matrices gives other numbers without a word.
 """
 
 from __future__ import annotations
@@ -71,3 +72,22 @@ def test_ours_there_whatever_is_subtracted_and_scaled(tmp_path: Path, pre_bias: 
     ours = filled(TopKSAE(config))
     sparsify.write(ours, tmp_path)
     same(ours, SparseCoder.load_from_disk(tmp_path))
+
+
+def test_saelens_reads_another_decoder(tmp_path: Path):
+    pytest.importorskip("sae_lens")
+    from sae_lens import SAE as PeerSAE  # noqa: N811
+    from sae_lens.loading.pretrained_sae_loaders import sparsify_disk_loader
+
+    peer().save_to_disk(tmp_path / "layers.1")
+    with pytest.raises(RuntimeError, match="size mismatch for W_dec"):
+        PeerSAE.load_from_disk(tmp_path / "layers.1", converter=sparsify_disk_loader)
+    square = filled(SparseCoder(D, SparseCoderConfig(num_latents=D, k=K)))
+    square.save_to_disk(tmp_path / "layers.2")
+    other = PeerSAE.load_from_disk(tmp_path / "layers.2", converter=sparsify_disk_loader)
+    torch.testing.assert_close(other.W_dec.float(), square.W_dec.T, atol=0.02, rtol=0.02)  # it is bfloat16 there
+    ours = AutoSAE.from_pretrained(tmp_path, subfolder="layers.2")
+    assert torch.equal(ours.W_dec, square.W_dec)
+    x = inputs(D).flatten(0, 1)
+    with torch.no_grad():
+        close(ours(x).reconstruction, square(x).sae_out)

@@ -113,6 +113,7 @@ def test_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     [
         ("saelens:gpt2-small-res-jb", "neither a release"),
         ("saelens:./nowhere", "neither a release"),
+        ("saelens:", "neither a release"),  # and not the folder that one is in
         ("saelens:temporal-sae-gemma-2-2b/blocks.12.hook_resid_post", "temporal"),
         ("saelens:mntss-gemma-2-2b-2.5m-clt-as-per-layer/layer_3", "cross-layer"),
     ],

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from hf_sae.conversion import pickles
 from hf_sae.conversion.files import open_files
 from hf_sae.conversion.pickles import Inert, read_pt
 from hf_sae.conversion.tensors import tensors_of
@@ -161,6 +162,24 @@ def test_archives_that_torch_never_writes(tmp_path: Path):
     # every reference is to the same few objects: nothing grows
     laughs = b"\x80\x02]q\x00" + b"".join(b"]q%c(" % (i + 1) + b"h%c" % i * 10 + b"e" for i in range(30)) + b"."
     read_pt(archive(tmp_path / "laughs.pt", {"x/data.pkl": laughs}))
+
+
+def put(kind: bytes, number: bytes) -> bytes:
+    return b"\x80\x02N" + kind + number + b"."
+
+
+@pytest.mark.parametrize("pickled", [put(b"r", (1 << 24).to_bytes(4, "little")), put(b"p", b"16777216\n")])
+def test_the_table_of_remembered_objects_is_no_larger_than_the_file(tmp_path: Path, pickled: bytes):
+    """With 2**29 instead, a hundred bytes take eight gigabytes: the interpreter allocates up to the largest number."""
+    with pytest.raises(ConversionError, match="memory"):
+        read_pt(archive(tmp_path / "x.pt", {"x/data.pkl": pickled}))
+
+
+def test_attributes_of_what_a_pickle_names_cannot_be_set(tmp_path: Path):
+    build = b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n}X\x05\x00\x00\x00markedK\x01sb."
+    with pytest.raises(ConversionError):
+        read_pt(archive(tmp_path / "x.pt", {"x/data.pkl": build.replace(b"\x05", b"\x06")}))
+    assert not hasattr(pickles._rebuild_tensor, "marked")
 
 
 def test_other_kinds_of_files(tmp_path: Path):

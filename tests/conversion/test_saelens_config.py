@@ -102,3 +102,12 @@ def test_refused_with_the_reason(tmp_path: Path, case: str):
     put(tmp_path, cfg, weights(D, F) if case == "extra" else plain())
     with pytest.raises(ConversionError, match=reason):
         AutoSAE.from_pretrained(tmp_path)
+
+
+def test_gpt2_of_openai_in_an_old_layout_is_a_topk_of_32(tmp_path: Path):
+    """The golden config of `gpt2-small-…-v5-32k`, which older versions of its own library read as a ReLU."""
+    options = {"activation_fn_str": "topk", "activation_fn_kwargs": {"k": 32}, "normalize_activations": "layer_norm"}
+    put(tmp_path, five(**options, context_size=64, prepend_bos=False), plain())
+    config = AutoSAE.from_pretrained(tmp_path).config
+    assert (config.model_type, config.k, config.input_norm, config.norm_eps) == ("hf_sae_topk", 32, "layer_norm", 1e-5)
+    assert config.provenance["data"] == {"context_length": 64, "prepend_bos": False}

@@ -183,3 +183,38 @@ def test_transcoder_sets(tmp_path, theirs, training, with_config):
     other = theirs(repo, "layer_2.safetensors", "mwhanna_transcoder_huggingface_loader")
     agree(ours, other, inputs(D))
     assert ours.config.base_model == other.cfg.metadata.model_name
+
+
+LINEAR = {"encoder.weight": "W_enc", "encoder.bias": "b_enc", "decoder.weight": "W_dec"}
+CLASSES = {
+    "AutoEncoder": {"bias": "b_dec", **LINEAR},
+    "AutoEncoderTopK": {"b_dec": "b_dec", **LINEAR},
+    "BatchTopKSAE": {"b_dec": "b_dec", **LINEAR},
+    "MatryoshkaBatchTopKSAE": {key: key for key in ("W_enc", "b_enc", "W_dec", "b_dec")},
+    "JumpReluAutoEncoder": {key: key for key in ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")},
+}
+
+
+@pytest.mark.parametrize("place", ["resid_post", "mlp_out"])
+@pytest.mark.parametrize("name", CLASSES)
+def test_dictionary_learning_whose_place_saelens_does_not_read(tmp_path, theirs, name, place):
+    w = weights(D, F)
+    stored = {key: (w[own].T if ".weight" in key else w[own]).contiguous() for key, own in CLASSES[name].items()}
+    stored |= {"threshold": torch.tensor(0.4)} if "BatchTopK" in name else {}
+    stored |= {"k": torch.tensor(7)} if "TopK" in name else {}
+    trainer = {
+        "dict_class": name,
+        "activation_dim": D,
+        "dict_size": F,
+        "k": 7,
+        "layer": 3,
+        "lm_name": "openai-community/gpt2",
+    }
+    config = {"trainer": {**trainer, "submodule_name": f"{place}_layer_3"}, "buffer": {"ctx_len": 128}}
+    save_pt(tmp_path / "some/repo/trainer_0/ae.pt", stored)
+    (tmp_path / "some/repo/trainer_0/config.json").write_text(json.dumps(config))
+    ours = AutoSAE.from_pretrained(tmp_path / "some/repo", subfolder="trainer_0")
+    other = theirs("some/repo", "trainer_0", "dictionary_learning_sae_huggingface_loader_1")
+    agree(ours, other, inputs(D))
+    assert ours.config.hook_in == f"{place}.3"
+    assert other.cfg.metadata.hook_name == "blocks.3.hook_resid_post"

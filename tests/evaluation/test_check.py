@@ -11,9 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_sae import JumpReLUConfig, JumpReLUSAE, default_host, read
+from hf_sae import JumpReLUConfig, JumpReLUSAE, TopKConfig, TopKSAE, default_host, read
 from hf_sae.corpus import stdlib_corpus
+from hf_sae.errors import HookPointError
 from hf_sae.evaluation import check
+from hf_sae.evaluation.check import Measured, _judge
 from hf_sae.evaluation.readings import AS_LOADED, readings
 from hf_sae.models import SAE
 
@@ -205,6 +207,57 @@ def test_thresholds_that_cut_too_much_are_seen_by_the_published_l0(pair: Any, ac
     report = run(broken(right, {"threshold": torch.full((2 * RANK,), 0.5)}), pair, published_l0=l0)
     assert (report.readings[0].name, report.ok) == ("without thresholds", False)
     assert "without thresholds" not in {row.name for row in run(right, pair).readings}
+
+
+def test_the_published_l0_is_the_one_in_the_files_of_an_import(pair: Any, acts: dict[str, Tensor]):
+    sae = dictionary(acts["resid_post.1"], "resid_post.1", provenance={"conversion": {"published": {"l0": 40.0}}})
+    report = run(sae, pair)
+    assert report.published_l0 == 40.0
+    mine = next(row for row in report.readings if row.name == AS_LOADED)
+    assert mine.score == pytest.approx(mine.fvu * max(mine.l0 / 40, 40 / mine.l0))
+    assert run(sae, pair, published_l0=20.0).published_l0 == 20.0
+
+
+def test_a_short_text_is_not_counted_as_what_was_asked_for(pair: Any, acts: dict[str, Tensor]):
+    host, tokenizer = pair
+    texts = [document["text"][:800] for document in itertools.islice(stdlib_corpus("test"), 3)]
+    sae = dictionary(acts["resid_post.1"], "resid_post.1")
+    report = check(sae, host, tokenizer, texts, n_tokens=100_000, context_length=64, progress=False)
+    available = sum(len(tokenizer(text)["input_ids"]) for text in texts)
+    assert 0.8 * available < report.n_tokens <= available + len(texts)  # each text may get its end marked
+    assert f"{report.n_tokens:,} tokens" in report.to_table()
+
+
+def test_a_topk_is_not_ranked_by_its_k(pair: Any, acts: dict[str, Tensor]):
+    """48 of its 96 pre-activations are positive: less than k, in this reading and not in all."""
+    plain = dictionary(acts["resid_post.1"], "resid_post.1")
+    published = {"conversion": {"published": {"l0": 96.0}}}
+    config = TopKConfig(
+        d_in=plain.config.d_in, d_sae=2 * RANK, k=2 * RANK, hook_in="resid_post.1", provenance=published
+    )
+    sae = TopKSAE(config).eval()
+    sae.load_state_dict({key: value for key, value in plain.state_dict().items() if key != "threshold"})
+    report = run(sae, pair)
+    assert report.ok, report.to_table()
+    assert report.loaded["l0"] == pytest.approx(RANK, rel=1e-3)
+    assert report.published_l0 == 96
+    assert all(row.score == row.fvu for row in report.readings)
+
+
+def test_what_explains_nothing_is_never_the_better_reading():
+    mine, other = Measured(AS_LOADED, l0=4.0, fvu=0.8, score=3.2), Measured("at x", l0=16.0, fvu=1.01, score=1.01)
+    ok, verdict = _judge([mine, other], mine)
+    assert ok, verdict
+    assert "No reading fits: the best leaves 95%" in _judge([other, bad := Measured("y", 1.0, 0.95, 9.0)], bad)[1]
+    better = Measured("at z", l0=16.0, fvu=0.3, score=0.3)
+    assert "'at z'" in _judge([better, mine, other], mine)[1]
+
+
+@pytest.mark.parametrize("points", [{"hook_in": "resid_post.1"}, {"hook_in": "mlp_in.1", "hook_out": "mlp_out.1"}])
+def test_a_host_of_another_width_is_said(pair: Any, points: dict[str, str]):
+    config = JumpReLUConfig(d_in=16, d_sae=32, target_l0=None, **points)
+    with pytest.raises(HookPointError, match=r"192 wide in this host, but the autoencoder has d_in=16.*another host"):
+        run(JumpReLUSAE(config).eval(), pair)
 
 
 def test_a_random_dictionary_fits_in_no_reading(pair: Any):

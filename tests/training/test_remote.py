@@ -61,7 +61,8 @@ def test_another_machine_goes_on_from_the_branch(client: Client, tmp_path: Path)
     for (key, value), (_, expected) in zip(found.state_dict().items(), whole.state_dict().items(), strict=True):
         assert torch.equal(value, expected), key
     main = client.hub.files("tester/run")
-    assert set(main) == {".gitattributes", "README.md", "config.json", "model.safetensors"}
+    assert set(main) == {".gitattributes", "README.md", "config.json", "model.safetensors", "training_log.json"}
+    assert "library_name: hf-sae" in main["README.md"].decode()
     assert main["model.safetensors"] == (tmp_path / "second" / "model.safetensors").read_bytes()
     assert "Checkpoint 2" in repo.messages
 
