@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import torch
@@ -117,6 +118,34 @@ def test_what_readers_wrote_into_a_card_on_the_hub_stays_on_every_way_up(plain: 
     assert plain.cli("push", str(tmp_path / "sae"), "tester/words").returncode == 0
     assert card().endswith("---\n\n# By hand\n")
     assert "library_name: hf-sae" in card()
+
+
+QUICKSTART_HOST = """
+import sys, torch
+from transformers import LlamaConfig, LlamaForCausalLM
+from hf_sae import AutoSAE, TopKConfig, TopKSAE
+from tests import toy_text
+torch.manual_seed(0)
+tokenizer = toy_text.tokenizer()
+config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
+LlamaForCausalLM(config).push_to_hub("tester/host")
+tokenizer.push_to_hub("tester/host")
+from huggingface_hub import HfApi
+commit = HfApi().model_info("tester/host").sha
+sae = TopKSAE(TopKConfig(d_in=8, d_sae=16, k=2, hook_in="resid_post.0", base_model="tester/host", base_revision=commit))
+sae.push_to_hub("tester/card")
+sae.push_to_hub("tester/many", subfolder="layer_0")
+"""
+
+
+def test_the_quickstarts_of_cards_on_the_hub_run_verbatim(plain: Client):
+    done = plain.python(QUICKSTART_HOST)
+    assert done.returncode == 0, done.stderr
+    for repo, card in (("card", "README.md"), ("many", "README.md"), ("many", "layer_0/README.md")):
+        (code,) = re.findall(r"```python\n(.+?)```", plain.hub.files(f"tester/{repo}")[card].decode(), re.S)
+        assert f'from_pretrained("tester/{repo}"' in code
+        done = plain.python(code + "\nassert sae.config.base_model == 'tester/host'\n")
+        assert done.returncode == 0, done.stderr
 
 
 def test_listings_fit_the_terminal(plain: Client, tmp_path: Path):
