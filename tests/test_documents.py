@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import hf_sae
 from hf_sae import TopKConfig, TopKSAE, default_host
@@ -35,7 +36,10 @@ def test_a_measured_row_shows_its_figures_and_its_commit():
 def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """One row, of an autoencoder in SAELens' layout on the host that ships here; the text is the standard library's."""
     host, _ = default_host()
+    torch.manual_seed(0)
     sae = TopKSAE(TopKConfig(d_in=host.config.hidden_size, d_sae=256, k=8, hook_in="resid_post.1"))
+    with torch.no_grad():
+        sae.decoder.weight.mul_(30)  # too much of anything: no reading can fit by luck
     write(sae, tmp_path / "blocks.1.hook_resid_post", "saelens")
     folder = str(Path(hf_sae.__file__).parent / "assets" / "default_host")
     row = {"repo": str(tmp_path), "subfolder": "blocks.1.hook_resid_post", "revision": None, "host": folder}

@@ -11,8 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
 from ..errors import CheckpointError
 
 
@@ -51,6 +49,8 @@ class Document:
         return any(part.name is None for part in self.parts)
 
     def __str__(self) -> str:
+        import yaml
+
         header = yaml.safe_dump(self.header, sort_keys=False, allow_unicode=True, width=1000).strip()
         body = "\n\n".join(part.text for part in self.parts)
         return "\n".join(["---", header, "---", "", body]).rstrip("\n") + "\n" if self.header else f"{body}\n"
@@ -68,6 +68,8 @@ def parse(text: str) -> Document:
     Raises:
         CheckpointError: if there is a header that is no YAML mapping.
     """
+    import yaml
+
     header: Any = {}
     if found := _HEADER.match(text):
         text = text[found.end() :]

@@ -7,8 +7,6 @@ import re
 from html import escape
 from pathlib import Path
 
-import yaml
-
 from ..errors import CheckpointError
 from .blocks import parse
 
@@ -43,6 +41,7 @@ def write_page(readme: str | Path, page: str | Path) -> Path:
     Raises:
         CheckpointError: if the page cannot be written.
     """
+    import yaml
     from markdown_it import MarkdownIt
 
     readme, page = Path(readme), Path(page)

@@ -221,7 +221,7 @@ def test_a_cross_layer_transcoder_is_named_as_one(tmp_path):
 def test_the_layers_of_a_set_are_listed(tmp_path):
     write(tmp_path / "a")
     assert members(open_files(str(tmp_path))) == ["a/layer_0", "a/layer_1"]
-    with pytest.raises(CheckpointError, match="It holds 'a/layer_0', 'a/layer_1'"):
+    with pytest.raises(CheckpointError, match="holds 'a/layer_0', 'a/layer_1'"):
         AutoSAE.from_pretrained(tmp_path)
 
 

@@ -54,7 +54,7 @@ def test_files_are_told_apart_by_name_and_not_opened(tmp_path):
     (tmp_path / "model.pt").write_bytes(b"nor this")
     assert identify(open_files(str(tmp_path), FILE)).NAME == "goodfire"
     assert identify(open_files(str(tmp_path), "DeepSeek-R1-Distill-Llama-8B-SAE-l19.pt")).NAME == "deepseek-r1"
-    with pytest.raises(CheckpointError, match="no checkpoint of a known format"):
+    with pytest.raises(CheckpointError, match="is no autoencoder"):
         identify(open_files(str(tmp_path), "model.pt"))
 
 

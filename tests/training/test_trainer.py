@@ -135,7 +135,7 @@ def test_checkpoint_is_a_model_and_old_ones_go(tmp_path: Path) -> None:
         AutoSAE.from_pretrained(tmp_path / "checkpoint-8").W_dec, AutoSAE.from_pretrained(tmp_path).W_dec
     )
     names = {p.name for p in tmp_path.iterdir()}
-    assert names == {"checkpoint-6", "checkpoint-8", "config.json", "model.safetensors"}
+    assert names == {"checkpoint-6", "checkpoint-8", "config.json", "model.safetensors", "training_log.json"}
 
 
 def test_full_disk_leaves_nothing_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
