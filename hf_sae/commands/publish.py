@@ -59,7 +59,9 @@ def card(
             copy = Path(shutil.copytree(folder, Path(temporary, folder.resolve().name), ignore=_NOT_SHOWN))
             write_page(make_card(copy, repo_id, **choice), preview)
         console.show(f"Wrote {preview}; open it in a browser.")
-        console.finish({"preview": str(preview)}, f"hf-sae card {folder}")
+        console.finish(
+            {"preview": str(preview)}, f"hf-sae card {folder}" + (f" --license {license_}" * bool(license_))
+        )
         return
     path = make_card(folder, repo_id, **choice)
     kept = "" if is_generated(path) else " It was written by hand: only its header was changed (see --overwrite)."

@@ -19,10 +19,10 @@ from .writing import WIDTH, aligned, json_safe, number, write_json
 
 FORMAT = 1
 MEANINGS = {
-    "ce_clean": "host's own loss, nats",
-    "kl": "KL(before||after), nats",
-    "fvu": "variance the sae misses",
-    "l0": "latents firing per token",
+    "ce_clean": "host's loss, nats",
+    "kl": "from before, nats",
+    "fvu": "what the sae misses",
+    "l0": "latents per token",
 }
 _INDENT = 8
 _STRONG = 0.5  # smaller changes than this share of the largest are not marked

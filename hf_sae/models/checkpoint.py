@@ -109,9 +109,11 @@ def atomic_folder(destination: str | Path) -> Generator[Path]:
         raise CheckpointError(f"cannot write to {str(destination)!r}: {error}. Choose another folder.") from error
     try:
         yield temporary
+        mode = _usual_mode(temporary)
         for path in sorted(p for p in temporary.rglob("*") if p.is_file()):
             target = destination / path.relative_to(temporary)
             target.parent.mkdir(parents=True, exist_ok=True)
+            path.chmod(mode)
             path.replace(target)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
@@ -119,6 +121,15 @@ def atomic_folder(destination: str | Path) -> Generator[Path]:
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _usual_mode(folder: Path) -> int:
+    """The permissions that new files have here: safetensors writes files that only their owner may read."""
+    probe = folder / ".mode"
+    probe.touch()
+    mode = probe.stat().st_mode & 0o777
+    probe.unlink()
+    return mode
 
 
 def read_feature_stats(name: str, d_sae: int, hub_kwargs: dict[str, Any]) -> dict[str, Tensor] | None:

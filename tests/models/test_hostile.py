@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 from pathlib import Path
 
@@ -85,3 +86,14 @@ def test_damaged_feature_statistics(tmp_path: Path) -> None:
     (tmp_path / "feature_stats.safetensors").write_bytes(b"x")
     with pytest.raises(CheckpointError, match="feature_stats"):
         AutoSAE.from_pretrained(tmp_path)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
+def test_saved_files_have_the_permissions_of_other_new_files(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        topk().save_pretrained(tmp_path / "sae")
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "sae").iterdir()}
+    assert modes == {"config.json": 0o640, "model.safetensors": 0o640}
