@@ -15,7 +15,20 @@ ROOT = Path(hf_sae.__file__).parent
 # from the ground up; a module may import its own layer and those below
 LAYERS = (
     {"errors", "models"},
-    {"access", "assets", "calls", "corpus", "data", "hooks", "hosts", "metrics", "shades", "terminal", "versions"},
+    {
+        "access",
+        "assets",
+        "calls",
+        "corpus",
+        "data",
+        "hooks",
+        "hosts",
+        "metrics",
+        "plain_yaml",
+        "shades",
+        "terminal",
+        "versions",
+    },
     {"activations", "conversion"},
     {"evaluation", "features", "hub", "steering", "training"},
     {"__main__", "cli", "commands", "demo"},

@@ -124,16 +124,22 @@ def pull(
     revision: Revision = None,
     as_json: Json = False,
 ) -> None:
-    """Download one autoencoder, at one commit, and save it in our format.
+    """Download one autoencoder, at one commit, and save it in our format; its card and figures come along.
 
     Example: `hf-sae pull user/gpt2-saes ./layer_8 --subfolder layer_8`
     """
+    from ..conversion.files import open_files
+    from ..hub.companions import fetch_companions
     from ..models import AutoSAE
+    from ..models.pinning import split_name
 
     console = Console(as_json)
     sae = AutoSAE.from_pretrained(repo_or_path, subfolder=subfolder, revision=revision)
     commit = getattr(sae.config, "_commit_hash", None)
     sae.save_pretrained(output_dir)
+    name, place = split_name(repo_or_path, subfolder)
+    if ":" not in name or Path(name).exists():  # a prefix names another library's
+        fetch_companions(open_files(name, place, commit or revision), output_dir)
     console.show(f"Saved {output_dir}" + (f", from commit {commit}." if commit else "."))
     console.finish({"output": str(output_dir), "commit": commit}, f"hf-sae info {output_dir}")
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import ConversionError
 from ..models.pinning import no_answer, no_revision, pin
+from ..plain_yaml import load_yaml
 
 
 MAX_FILES = 200_000
@@ -142,21 +143,12 @@ class Files:
         Raises:
             ConversionError: if it is not one.
         """
-        import yaml
-
-        class Plain(yaml.SafeLoader):
-            def compose_node(self, parent: Any, index: Any) -> Any:
-                # an alias stands for a whole subtree, and a dozen lines of aliases of aliases for a billion entries
-                if self.check_event(yaml.AliasEvent):
-                    raise ConversionError(f"{name!r} uses YAML aliases, which can expand without bound.")
-                return super().compose_node(parent, index)
-
         try:
-            value = yaml.load(self.text(name), Loader=Plain)
+            value = load_yaml(self.text(name))
         except ConversionError:
             raise
-        except (yaml.YAMLError, RecursionError, ValueError) as error:  # ValueError: a date or number that is none
-            raise ConversionError(f"{name!r} of {self.name!r} is not YAML: {error}.") from error
+        except ValueError as error:  # also a date or number that is none
+            raise ConversionError(f"{name!r} of {self.name!r} is not YAML: {error}") from error
         return self._mapping(name, value)
 
     def _mapping(self, name: str, value: Any) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import CheckpointError
+from ..plain_yaml import load_yaml
 
 
 # tempered: a start without an end must not reach over the reader's text to the end of a later block
@@ -68,14 +69,12 @@ def parse(text: str) -> Document:
     Raises:
         CheckpointError: if there is a header that is no YAML mapping.
     """
-    import yaml
-
     header: Any = {}
     if found := _HEADER.match(text):
         text = text[found.end() :]
         try:
-            header = yaml.safe_load(found[1]) or {}
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            header = load_yaml(found[1]) or {}
+        except ValueError as error:
             raise CheckpointError(f"the header of README.md is no YAML: {error}. Mend it or delete it.") from error
         if not isinstance(header, dict):
             raise CheckpointError("the header of README.md is no mapping of keys to values. Mend it or delete it.")

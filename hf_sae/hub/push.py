@@ -46,7 +46,8 @@ def push_folder(
     """Creates the model repo where it does not exist and uploads the folder, whole or not at all.
 
     A repo with autoencoders in subfolders has an index at its root (`hf_sae.hub.collections`), which the same commit
-    brings up to date. What readers wrote into the cards on the Hub stays (`hf_sae.hub.blocks`).
+    brings up to date. What readers wrote into the cards on the Hub stays (`hf_sae.hub.blocks`); weights that are replaced go, and
+    with them what was measured on them (`hf_sae.hub.companions`).
 
     Args:
         folder (`str`): what `save_pretrained` wrote: it has to hold a `config.json`, or folders that do (a sweep).
@@ -78,13 +79,18 @@ def push_folder(
         index = {place: describe_folder(folder)} if not index else {f"{place}/{k}": v for k, v in index.items()}
 
     def operations(api: HfApi, parent: str | None) -> Operations:
+        from huggingface_hub import CommitOperationDelete
+
         from ..conversion.files import open_files
+        from .companions import stale
 
         there = open_files(repo_id, "", parent, (CONFIG,), token=api.token)
         wanted = [with_own_text(copy(file), there) for file in files]  # they remember what was done with them
+        names = {file.path_in_repo for file in wanted}
         if index and not training_state:
-            wanted += _root(repo_id, there, index, {file.path_in_repo for file in wanted})
-        return [*wanted]
+            wanted += _root(repo_id, there, index, names)
+        gone = [name for inside in index or [place] for name in stale(inside, names, there.names)]
+        return [*wanted, *map(CommitOperationDelete, gone)]
 
     return upload(repo_id, operations, title, private=private, token=token, revision=revision, create_pr=create_pr)
 

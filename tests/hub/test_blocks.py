@@ -16,6 +16,9 @@ def card(*parts: str, header: str = "") -> Document:
 
 
 A, B, C = (block(name, f"text of {name}") for name in "abc")
+BOMB = (
+    "---\na: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in itertools.pairwise("abcdefgh")) + "---\n"
+)
 NEW_A, NEW_B = block("a", "new a"), block("b", "new b")
 
 
@@ -81,6 +84,6 @@ def test_headers_are_read_in_every_usual_form():
     assert parse("---\r\nlicense: mit\r\n---\r\n# T").header == {"license": "mit"}
     assert parse("---\n---\n# T").header == {}
     assert parse("# T\n---\nx: 1\n---").header == {}
-    for wrong in ("---\n- a\n---\n", "---\na: [\n---\n", "---\n!!python/object/apply:os.system [ls]\n---\n"):
+    for wrong in ("---\n- a\n---\n", "---\na: [\n---\n", "---\n!!python/object/apply:os.system [ls]\n---\n", BOMB):
         with pytest.raises(CheckpointError):
             parse(wrong)
