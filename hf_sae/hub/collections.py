@@ -98,10 +98,12 @@ def load_saes(name: str, revision: str | None = None, subfolder: str = "", **opt
         index = read_index(files)
         remember(name, revision, files.commit, hub.get("cache_dir"))
     if index is None:
+        local = Path(name).is_dir()  # there it costs nothing to look at each
+        found = [place for place in members(files.at(subfolder)) if not _is_training(place)]
+        root = ["."] if CONFIG in files.names and (not found or any(map(_is_weights, files.names))) else []
         with explained(name):
-            root = {".": _facts(files.json(CONFIG))} if CONFIG in files.names else {}
-        found: dict[str, Entry] = {place: {} for place in members(files.at(subfolder))}
-        index = (root if not found or any(map(_is_weights, files.names)) else {}) | found
+            index = {place: _describe(files, place) if local or place == "." else {} for place in [*root, *found]}
+        index = {place: index[place] for place in sorted(index, key=natural)}
     elif not (files.commit and files.root):  # what the cache holds of a repo is not all of it
         index = present(index, files) | {place: {} for place in unlisted(index, files)}
     index = {place: entry for place, entry in index.items() if _below(place, subfolder)}
@@ -156,21 +158,30 @@ def describe_folder(folder: Path) -> Entry:
     Raises:
         CheckpointError: if the config is not JSON.
     """
-    config = read_json(folder / CONFIG)
-    entry = _facts(config)
-    if (folder / RESULTS).is_file():
-        metrics = read_json(folder / RESULTS).get("metrics", {})
-        figures = {key: metrics.get(key, {}).get("value") for key in FIGURES}
-        entry["metrics"] = {key: value for key, value in figures.items() if value is not None}
+    report = read_json(folder / RESULTS) if (folder / RESULTS).is_file() else {}
+    entry = _facts(read_json(folder / CONFIG), report)
     entry["sha256"] = {path.name: _digest(path) for path in _weights(folder)}
     return entry
 
 
-def _facts(config: Mapping[str, Any]) -> Entry:
+def _describe(files: Files, place: str) -> Entry:
+    """The same of a listed place, without hashes; nothing where it is another library's."""
+    here = files.at("" if place == "." else place)
+    config, report = here.find(CONFIG), here.find(RESULTS)
+    return {} if config is None else _facts(files.json(config), {} if report is None else files.json(report))
+
+
+def _facts(config: Mapping[str, Any], report: Mapping[str, Any]) -> Entry:
     kind = str(config.get("model_type", ""))
     if not kind.startswith("hf_sae_"):
         return {}
-    return {"architecture": kind.removeprefix("hf_sae_")} | {k: config[k] for k in FACTS if config.get(k) is not None}
+    entry: Entry = {"architecture": kind.removeprefix("hf_sae_")}
+    entry |= {key: config[key] for key in FACTS if config.get(key) is not None}
+    metrics = report.get("metrics")
+    found = {key: metrics.get(key) for key in FIGURES} if isinstance(metrics, dict) else {}
+    figures = {key: metric.get("value") for key, metric in found.items() if isinstance(metric, dict)}
+    figures = {key: value for key, value in figures.items() if isinstance(value, int | float)}
+    return entry | ({"metrics": figures} if figures else {})
 
 
 def index_json(index: Mapping[str, Entry]) -> str:
@@ -191,7 +202,12 @@ def _below(place: str, subfolder: str) -> bool:
 
 
 def _hidden(path: Path, folder: Path) -> bool:
-    return any(part.startswith((".", "checkpoint-")) for part in path.relative_to(folder).parts)
+    return _is_training(path.relative_to(folder).as_posix())
+
+
+def _is_training(place: str) -> bool:
+    """Whether a place is hidden or a checkpoint of a run: none of what a reader looks for."""
+    return any(part.startswith((".", "checkpoint-")) for part in PurePosixPath(place).parts)
 
 
 def _places(names: Iterable[str]) -> set[str]:

@@ -335,6 +335,8 @@ class SAE(PreTrainedModel):
     def push_to_hub(self, repo_id: str, *, subfolder: str | None = None, **kwargs: Any) -> str:
         """Uploads the model with a card of its own in one commit and returns the commit's address.
 
+        Weights that stand there go, and with them what was measured on them: give `report` and what else the card shall show.
+
         Args:
             repo_id (`str`): `user/name`; created where it does not exist.
             subfolder (`str`, *optional*): folder in the repo, for a repo with several SAEs; its index is brought up to date.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from hf_sae.hub import save_card
+from hf_sae.hub import load_saes, save_card
 from hf_sae.hub.companions import stale
 from hf_sae.models import AutoSAE, TopKSAE
 from tests.hub.test_cards import HISTORY, make_report
@@ -82,3 +82,17 @@ def test_a_pull_brings_card_and_figures_so_that_a_push_loses_none(plain: Client,
     after = plain.hub.files("tester/saes")
     assert after["layer_1/README.md"] == before["layer_1/README.md"]
     assert json.loads(after["config.json"])["index"]["layer_1"]["metrics"]["fvu"] == 0.25
+
+
+def test_a_listing_of_a_folder_says_what_each_is_and_leaves_checkpoints_out(tmp_path: Path):
+    for n in (10, 9):
+        described(tmp_path / "sweep" / f"layer_{n}")
+        make(tmp_path / "sweep" / "checkpoint-5" / f"layer_{n}")
+    saes = load_saes(str(tmp_path / "sweep"))
+    assert list(saes) == ["layer_9", "layer_10"]
+    assert saes.index["layer_9"]["d_sae"] == 64
+    assert saes.index["layer_9"]["metrics"] == {"l0": 4.0, "fvu": 0.25}
+    single = load_saes(str(tmp_path / "sweep" / "layer_9"))
+    assert single.index["."] == saes.index["layer_9"]
+    (tmp_path / "sweep" / "layer_9" / "eval_results.json").write_text('{"metrics": {"fvu": "<b>", "l0": [1]}}')
+    assert "metrics" not in load_saes(str(tmp_path / "sweep")).index["layer_9"]
