@@ -219,6 +219,7 @@ def test_a_wrong_config_file_is_an_error(run: Any, tmp_path: Path, text: str, me
         (["hooks", "nobody/nothing"], "nobody/nothing"),
         (["steer", "no/such-sae", "--prompt", "x", "--feature", "3"], "is not ID=STRENGTH"),
         (["card", "/nowhere"], "/nowhere"),
+        (["card", "nowhere", "--preview", "card.html"], "'nowhere' is no folder here"),
         (["push", "/nowhere", "user/name"], "no config.json"),
     ],
 )

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,8 +13,8 @@ from .console import Console, Json, Repo, Revision, Subfolder, aligned, columns,
 
 if TYPE_CHECKING:
     from ..evaluation import EvalReport
+    from ..models import SAE
 
-_NOT_SHOWN = shutil.ignore_patterns("checkpoint-*", ".*", "runs")
 Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of a saved autoencoder.")]
 
 
@@ -48,20 +46,18 @@ def card(
     Example: `hf-sae card ./sae --license mit --preview card.html`
     """
     from ..hub.cards import is_generated
-    from ..hub.preview import write_page
 
     console = Console(as_json)
+    if not folder.is_dir():
+        fail(f"{str(folder)!r} is no folder here. Give the folder of a saved autoencoder.")
     examples = find_examples(folder, host, dataset, features) if features else None
     metadata = {"license": license_} if license_ else None
     choice: dict[str, Any] = {"report": report, "examples": examples, "metadata": metadata, "overwrite": overwrite}
     if preview is not None:
-        with tempfile.TemporaryDirectory() as temporary:
-            copy = Path(shutil.copytree(folder, Path(temporary, folder.resolve().name), ignore=_NOT_SHOWN))
-            write_page(make_card(copy, repo_id, **choice), preview)
+        show_card(folder, repo_id, preview, **choice)
         console.show(f"Wrote {preview}; open it in a browser.")
-        console.finish(
-            {"preview": str(preview)}, f"hf-sae card {folder}" + (f" --license {license_}" * bool(license_))
-        )
+        step = f"hf-sae card {folder}" + (f" --license {license_}" if license_ else "")
+        console.finish({"preview": str(preview)}, step)
         return
     path = make_card(folder, repo_id, **choice)
     kept = "" if is_generated(path) else " It was written by hand: only its header was changed (see --overwrite)."
@@ -196,20 +192,33 @@ def _figures(entry: dict[str, Any]) -> dict[str, float]:
     return {key: value for key, value in found.items() if isinstance(value, int | float)}
 
 
-def make_card(
-    folder: Path, repo_id: str | None, report: Path | None = None, examples: Any = None, **options: Any
-) -> Path:
+def make_card(folder: Path, repo_id: str | None, **options: Any) -> Path:
     """The card from the files of a folder; `options` are those of `save_card`."""
     from ..hub import save_card
+
+    return save_card(folder, *_parts(folder, options), repo_id, **options)
+
+
+def show_card(folder: Path, repo_id: str | None, page: Path, **options: Any) -> None:
+    """The same as a page, and nothing else is written."""
+    from ..hub.cards import compose_card
+    from ..hub.preview import write_page
+
+    text, plots = compose_card(folder, *_parts(folder, options), repo_id, **options)
+    write_page(text, folder, page, {plot.file: plot.png for plot in plots})
+
+
+def _parts(folder: Path, options: dict[str, Any]) -> tuple[SAE, EvalReport | None, None, Any]:
+    """The autoencoder, its report and its example features; `options` gives up the last two, where it names others."""
     from ..hub.cards import EXAMPLES, RESULTS
     from ..models import AutoSAE
 
+    report, examples = options.pop("report", None), options.pop("examples", None)
     sae = AutoSAE.from_pretrained(str(folder))
-    source = report or folder / RESULTS
-    measured = _report(source) if report is not None or source.exists() else None
+    measured = _report(report or folder / RESULTS) if report is not None or (folder / RESULTS).exists() else None
     if examples is None and (folder / EXAMPLES).exists():
         examples = _json(folder / EXAMPLES)
-    return save_card(folder, sae, measured, None, examples, repo_id, **options)
+    return sae, measured, None, examples
 
 
 def find_examples(folder: Path, host: str | None, dataset: str | None, n_features: int) -> Any:

@@ -7,6 +7,7 @@ A card is made from the files of a saved folder, so that it can be made again: t
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -135,23 +136,20 @@ def save_card(
     Raises:
         CheckpointError: if the folder cannot be written, or the README there has a header that is no YAML.
     """
-    from .plots import PLOTS, card_plots
+    from .plots import PLOTS
 
-    folder = Path(folder)
-    plots = card_plots(sae, report, read_log(folder) if history is None else history)
-    readme = folder / README
-    there = readme.read_text(encoding="utf-8", errors="replace") if readme.exists() else ""
-    text = render_card(
+    folder, history = Path(folder), None if history is None else finite_rows(history)
+    text, plots = compose_card(
+        folder,
         sae,
         report,
         training,
         examples,
         repo_id,
-        location=f"./{folder.resolve().name}",
         subfolder=subfolder,
         metadata=metadata,
-        plots=plots,
-        before=there if not overwrite or is_generated_text(there) else "",
+        history=history,
+        overwrite=overwrite,
     )
     with atomic_folder(folder) as temporary:
         (temporary / README).write_text(text, encoding="utf-8")
@@ -165,7 +163,35 @@ def save_card(
             (temporary / ASSETS / plot.file).write_bytes(plot.png)
     for name in PLOTS - {plot.file for plot in plots}:  # of an earlier card
         (folder / ASSETS / name).unlink(missing_ok=True)
-    return readme
+    return folder / README
+
+
+def compose_card(
+    folder: Path,
+    sae: SAE,
+    report: EvalReport | None = None,
+    training: Mapping[str, Any] | None = None,
+    examples: Sequence[FeatureExample] | None = None,
+    repo_id: str | None = None,
+    *,
+    history: Sequence[Mapping[str, float]] | None = None,
+    overwrite: bool = False,
+    **options: Any,
+) -> tuple[str, list[Plot]]:
+    """The card that [`save_card`] would write, and its plots; arguments as there."""
+    from .plots import card_plots
+
+    plots = card_plots(sae, report, read_log(folder) if history is None else history)
+    readme = folder / README
+    there = readme.read_text(encoding="utf-8", errors="replace") if readme.exists() else ""
+    before = there if not overwrite or is_generated_text(there) else ""
+    options |= {"location": f"./{folder.resolve().name}", "plots": plots, "before": before}
+    return render_card(sae, report, training, examples, repo_id, **options), plots
+
+
+def finite_rows(history: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
+    """The figures of a run without those that are not finite, which JSON cannot say."""
+    return [{k: v for k, v in row.items() if isinstance(v, int | float) and math.isfinite(v)} for row in history]
 
 
 def is_generated(readme: str | Path) -> bool:

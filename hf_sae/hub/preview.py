@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
+from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 
@@ -31,12 +32,14 @@ summary { cursor: pointer } .header { font-size: .85rem; color: var(--quiet); ma
 """
 
 
-def write_page(readme: str | Path, page: str | Path) -> Path:
+def write_page(text: str, folder: Path, page: str | Path, pictures: Mapping[str, bytes] | None = None) -> Path:
     """Writes a README with its pictures as one page of HTML that runs no script and asks nobody for anything.
 
     Args:
-        readme (`str`): the README; pictures are looked for beside it.
+        text (`str`): the README.
+        folder (`Path`): where its other pictures are looked for.
         page (`str`): the file to write.
+        pictures (`Mapping[str, bytes]`, *optional*): PNG files in `assets/` by name.
 
     Raises:
         CheckpointError: if the page cannot be written.
@@ -44,16 +47,17 @@ def write_page(readme: str | Path, page: str | Path) -> Path:
     import yaml
     from markdown_it import MarkdownIt
 
-    readme, page = Path(readme), Path(page)
-    text = readme.read_text(encoding="utf-8", errors="replace")
+    page = Path(page)
     header = yaml.safe_dump(parse(text).header, sort_keys=False, allow_unicode=True)
     body = (
         MarkdownIt("commonmark", {"html": True})
         .enable("table")
         .render(re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.S))
     )
-    body = re.sub(r'<img src="\./(assets/[\w.-]+)"', lambda found: _inline(readme.parent, found[1]), body)
-    title = escape(next((line[2:] for line in text.splitlines() if line.startswith("# ")), readme.parent.name))
+    body = re.sub(
+        r'<img src="\./assets/([\w.-]+)"', lambda found: _inline(folder / "assets", found[1], pictures or {}), body
+    )
+    title = escape(next((line[2:] for line in text.splitlines() if line.startswith("# ")), folder.name))
     head = (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -69,8 +73,8 @@ def write_page(readme: str | Path, page: str | Path) -> Path:
     return page
 
 
-def _inline(folder: Path, name: str) -> str:
-    path = folder / name
-    if not path.is_file():
-        return f'<img src="./{name}"'
-    return f'<img src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"'
+def _inline(folder: Path, name: str, pictures: Mapping[str, bytes]) -> str:
+    if name not in pictures and not (folder / name).is_file():
+        return f'<img src="./assets/{name}"'
+    content = pictures[name] if name in pictures else (folder / name).read_bytes()
+    return f'<img src="data:image/png;base64,{base64.b64encode(content).decode()}"'

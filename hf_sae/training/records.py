@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from ..hub.cards import EXAMPLES, LOG, RESULTS
+from ..hub.cards import EXAMPLES, LOG, RESULTS, finite_rows
 from ..models.checkpoint import atomic_folder
 from ..versions import versions
 from .arguments import SAETrainingArguments
@@ -46,9 +46,9 @@ def history_of(log_history: Sequence[Mapping[str, float]], name: str | None = No
         {
             key.removeprefix(prefix): float(f"{value:.6g}") if isinstance(value, float) else value
             for key, value in row.items()
-            if (key in ("step", "tokens") or key.startswith(prefix)) and math.isfinite(value)
+            if key in ("step", "tokens") or key.startswith(prefix)
         }
-        for row in log_history
+        for row in finite_rows(log_history)
     ]
     return [*rows[: -1 : math.ceil(len(rows) / MOST_ROWS)], *rows[-1:]] if rows else []
 

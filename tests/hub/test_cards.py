@@ -261,6 +261,14 @@ def test_a_card_shows_the_plots_that_there_are_figures_for(tmp_path: Path):
     assert "## Plots" in save_card(tmp_path, sae).read_text(), "the log of training is kept beside the weights"
 
 
+def test_figures_that_are_not_finite_are_no_json(tmp_path: Path):
+    sae = make_sae()
+    sae.save_pretrained(tmp_path)
+    save_card(tmp_path, sae, history=[*HISTORY, {"step": 4, "tokens": 400, "loss": float("nan"), "fvu": float("inf")}])
+    log = json.loads((tmp_path / LOG).read_text(), parse_constant=pytest.fail)
+    assert log == [*HISTORY, {"step": 4, "tokens": 400}]
+
+
 def test_training_again_takes_away_what_was_measured_before(tmp_path: Path):
     x = [torch.randn(64, 8) for _ in range(4)]
     sae = make_sae(base_model=None)
