@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from .errors import HookPointError
 
 
-_CACHES = ("past_key_values", "cache_params")
+# what models have called the argument; transformers 5.24 renamed it, so that a cache under any name is known by what it can
+_CACHES = ("past_key_values", "cache_params", "cache")
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,7 +144,8 @@ class CallTracker:
         return None
 
     def _past(self, own: dict[str, Any], tokens: int) -> int:
-        cache = next((own[name] for name in _CACHES if own.get(name) is not None), None)
+        named = (value for name, value in own.items() if name in _CACHES or hasattr(value, "get_seq_length"))
+        cache = next((value for value in named if value is not None), None)
         past = 0 if cache is None else _cached_tokens(cache)
         if past is None:
             past = self._generation.seen if self._generation else 0

@@ -176,11 +176,11 @@ def load_adapted(load: Any, name: str, file: Path, *args: Any, **kwargs: Any) ->
         ) from error
     config.inference_mode = not trainable
     try:
-        sae.add_adapter(config)
+        add_adapter(sae, config)
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"the adapter {name!r} does not fit {type(sae).__name__}: {error}") from error
     if not trainable:
-        sae.requires_grad_(False)  # add_adapter has made the adapter trainable
+        sae.requires_grad_(False)  # PEFT has made the adapter trainable
     _upcast(sae)
     load_adapter_tensors(sae, name, kwargs)
     # the base's statistics are not the adapted one's
@@ -204,6 +204,26 @@ def read_adapter_config(name: str, file: Path) -> Any:
         return PeftConfig.from_pretrained(str(file.parent))
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(f"{CONFIG} of {name!r} cannot be read: {error}") from error
+
+
+def add_adapter(sae: Any, config: Any, name: str | None = None) -> None:
+    """Puts a new adapter on an SAE and makes it the active one; see [`SAE.add_adapter`]."""
+    try:
+        from peft import PeftConfig, inject_adapter_in_model
+        from peft.tuners.tuners_utils import BaseTunerLayer
+    except ImportError as error:
+        raise CheckpointError("adapters need PEFT: pip install peft.") from error
+    name = name or "default"
+    if not isinstance(config, PeftConfig):
+        raise TypeError(f"adapter_config is a {type(config).__name__}: give a config of PEFT, such as LoraConfig.")
+    if has_adapter(sae) and name in sae.peft_config:
+        raise ValueError(f"there is an adapter {name!r} already: give another adapter_name.")
+    config.base_model_name_or_path = getattr(sae, "name_or_path", None)
+    inject_adapter_in_model(config, sae, name)
+    for layer in sae.modules():
+        if isinstance(layer, BaseTunerLayer):
+            layer.set_adapter(name)
+    sae._hf_peft_config_loaded = True
 
 
 def _upcast(sae: Any) -> None:

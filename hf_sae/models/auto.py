@@ -5,6 +5,7 @@ The only file that touches transformers' private auto modules.
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,9 @@ class AutoSAE(_BaseAutoModelClass):
         super().register(config_class, model_class, exist_ok=True)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str, *model_args: Any, **kwargs: Any) -> Any:
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], *model_args: Any, **kwargs: Any
+    ) -> Any:
         """The model behind a folder or Hub id, in `eval()` mode; arguments as in transformers.
 
         `user/repo:layer_8` is short for `subfolder="layer_8"`. A branch is resolved to a commit once, which is recorded as
@@ -84,7 +87,9 @@ class AutoTranscoder(AutoSAE):
     """[`AutoSAE`] that refuses a checkpoint which writes to the place it reads."""
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str, *model_args: Any, **kwargs: Any) -> Any:
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], *model_args: Any, **kwargs: Any
+    ) -> Any:
         """As [`AutoSAE.from_pretrained`]; a plain SAE is a `CheckpointError`."""
         loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
         config = (loaded[0] if isinstance(loaded, tuple) else loaded).config

@@ -9,6 +9,7 @@
 """
 
 import math
+import os
 import tempfile
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,7 +21,16 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers import initialization as init
 
-from .adapters import find_adapter, has_adapter, load_adapted, merge_adapter, merged, remember_place, save_adapter
+from .adapters import (
+    add_adapter,
+    find_adapter,
+    has_adapter,
+    load_adapted,
+    merge_adapter,
+    merged,
+    remember_place,
+    save_adapter,
+)
 from .checkpoint import FEATURE_STATS, atomic_folder, load_strictly, read_feature_stats, without_progress_bars
 from .code_export import with_code, without_code
 from .configuration_sae import SAEConfig
@@ -278,7 +288,9 @@ class SAE(PreTrainedModel):
         return self.decoder.bias.detach()
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path | None, *model_args: Any, **kwargs: Any) -> Any:
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike | None, *model_args: Any, **kwargs: Any
+    ) -> Any:
         """transformers' `from_pretrained`, strictly: see [`CheckpointError`] and [`ConfigError`] for what is refused."""
         want_info = kwargs.pop("output_loading_info", False)
         # config and tensors may be given instead of a name, as in transformers: a converted checkpoint is
@@ -304,7 +316,7 @@ class SAE(PreTrainedModel):
                 remember(name, asked, pinned, kwargs.get("cache_dir"))
         return (model, info) if want_info else model
 
-    def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """transformers' `save_pretrained`, atomically, with the feature statistics beside the weights.
 
         `include_code=True` puts the modelling code beside them, so that `AutoModel.from_pretrained(…,
@@ -315,7 +327,7 @@ class SAE(PreTrainedModel):
         push, repo_id = kwargs.pop("push_to_hub", False), kwargs.pop("repo_id", Path(save_directory).name)
         upload = {key: kwargs.pop(key) for key in PUSH_OPTIONS if key in kwargs}
         code = with_code(self) if kwargs.pop("include_code", False) else without_code(self)
-        with atomic_folder(save_directory) as folder, without_progress_bars(), code:
+        with atomic_folder(Path(save_directory)) as folder, without_progress_bars(), code:
             if has_adapter(self):
                 save_adapter(self, folder)
             else:
@@ -326,6 +338,18 @@ class SAE(PreTrainedModel):
             Path(save_directory, FEATURE_STATS).unlink(missing_ok=True)
         if push:
             self.push_to_hub(repo_id, **upload, **kwargs)
+
+    def add_adapter(self, adapter_config: Any, adapter_name: str | None = None) -> None:
+        """Puts a new PEFT adapter on the encoder and makes it the active one, as transformers does.
+
+        By PEFT itself: transformers 5.24 asks for a PEFT that there is not yet.
+
+        Raises:
+            CheckpointError: where PEFT is missing.
+            TypeError: for a config that is not PEFT's.
+            ValueError: for a name that is taken, or a config that does not fit.
+        """
+        add_adapter(self, adapter_config, adapter_name)
 
     def merge_and_unload(self) -> Any:
         """Merges the active adapter into the weights, in place, and returns the SAE, plain again and trainable."""
