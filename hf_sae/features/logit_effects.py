@@ -84,10 +84,10 @@ class LogitEffects:
         """Effects of some latents `[m]` with `n` tokens on each side, `_BYTES_AT_ONCE` of logits at a time."""
         if self.rows is None or self.head is None:
             return None
-        parameter = next((p for p in self.head.parameters() if p.is_floating_point()), self.rows)
+        like = _input_of(self.head, self.rows)
         found = []
         for part in latents.split(max(1, _BYTES_AT_ONCE // (4 * self.vocabulary))):
-            rows = self.rows[part.to(self.rows.device)].to(parameter.device, parameter.dtype)
+            rows = self.rows[part.to(self.rows.device)].to(like.device, like.dtype)
             # through the module, whatever holds its weights; without its bias
             logits = (self.head(rows) - self.head(torch.zeros_like(rows[:1]))).float()[:, : self.vocabulary]
             found.append(_describe(logits, min(n, logits.shape[1])))
@@ -159,6 +159,12 @@ def _through_norm(model: nn.Module, place: str, rows: Tensor) -> tuple[Tensor, s
     )
 
 
+def _input_of(module: nn.Module, otherwise: Tensor) -> Tensor:
+    """A tensor where a module takes its input: weights that accelerate put away are on `meta`, and it moves the input."""
+    parameter = next((p for p in module.parameters() if p.is_floating_point()), otherwise)
+    return parameter if parameter.device.type != "meta" else torch.empty(0, dtype=parameter.dtype)
+
+
 @torch.no_grad()
 def norm_gain(norm: nn.Module, width: int) -> tuple[Tensor, bool]:
     """The gain `[width]` of a LayerNorm or RMSNorm of whatever class, and whether it centres, by what it does.
@@ -167,8 +173,8 @@ def norm_gain(norm: nn.Module, width: int) -> tuple[Tensor, bool]:
         norm (`nn.Module`): maps `[..., width]` to the same shape.
         width (`int`): at least 2.
     """
-    parameter = next((p for p in norm.parameters() if p.is_floating_point()), torch.empty(0))
-    probe = torch.ones(width, dtype=parameter.dtype, device=parameter.device)
+    like = _input_of(norm, torch.empty(0))
+    probe = torch.ones(width, dtype=like.dtype, device=like.device)
     probe[1::2] = -1
     if width % 2:
         probe[-3:] = torch.tensor([1.0, 1.0, -2.0])  # the mean of all stays 0

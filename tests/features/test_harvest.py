@@ -242,6 +242,19 @@ def test_a_seed_gives_the_same_rows_whatever_the_batch_and_another_seed_others(
     assert other != first
 
 
+def test_working_in_parts_changes_nothing(dataset: FeatureDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(harvesting, "_ENTRIES_AT_ONCE", 3 * LATENTS)
+    monkeypatch.setattr(harvesting, "_LATENTS_AT_ONCE", 7)
+    for module in ("neighbours", "logit_effects"):
+        monkeypatch.setattr(f"hf_sae.features.{module}._BYTES_AT_ONCE", 1)
+    for one, other in zip(rows_of(gather(tmp_path / "out")), rows_of(dataset), strict=True):
+        assert one.keys() == other.keys()
+        for key, value in one.items():
+            near = key in ("nn_cos", "pos_logits", "neg_logits", "logit_hist_edges")
+            if key != "logit_hist_counts":  # an effect on an edge may be rounded to either side
+                assert value == (pytest.approx(other[key], rel=1e-4, abs=1e-6) if near else other[key])
+
+
 def test_only_as_many_tokens_as_asked_for_are_read(tmp_path: Path):
     found = harvest(make_sae(TABLE), HOST, TOKENIZER, TEXTS, tmp_path / "few", n_tokens=100, **OPTIONS)
     assert 100 <= found.data["n_tokens"] < 100 + 32

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import cpu_offload
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
@@ -241,3 +242,19 @@ def test_units_of_a_scaled_input_are_undone():
         assert effects is not None
         found.append(effects.promoted[1])
     assert torch.allclose(found[0], found[1] * 4)
+
+
+def test_weights_that_were_put_away_give_the_same_effects():
+    torch.manual_seed(0)
+    host = LlamaForCausalLM(
+        LlamaConfig(vocab_size=50, hidden_size=16, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
+    )
+    host.model.norm.weight.data.uniform_(0.5, 2)
+    sae = TopKSAE(TopKConfig(d_in=16, d_sae=6, k=2, hook_in="resid_post.0"))
+    before = LogitEffects(sae, host, 50).of(torch.arange(6), 3)
+    cpu_offload(host, execution_device=torch.device("cpu"))
+    assert host.lm_head.weight.device.type == "meta"
+    after = LogitEffects(sae, host, 50).of(torch.arange(6), 3)
+    assert before is not None
+    assert after is not None
+    assert torch.equal(before.promoted[1], after.promoted[1])
