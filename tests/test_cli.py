@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from hf_sae import AutoSAE, __version__, load_features
 from hf_sae.cli import main
+from hf_sae.commands.features import sae_ids
 from hf_sae.commands.steer import parse_edits
 from hf_sae.errors import ConfigError
 from hf_sae.models import JumpReLUSAE, StandardSAE, TopKSAE
@@ -293,6 +294,18 @@ def test_features_of_several_autoencoders_share_a_pass(run: Any, saved: Path, tm
     inside = run("features", tmp_path, "--subfolder", "a/sae", "--subfolder", "b/sae", "--overwrite", *options).json
     assert inside["saes"] == both["saes"]
     assert run("features", saved, saved, *options).code == 2
+
+
+@pytest.mark.parametrize(
+    ("places", "ids"),
+    [
+        (["user/repo"], ["repo"]),
+        (["user/repo/layer_8", "user/repo/layer_9"], ["layer_8", "layer_9"]),
+        (["a/repo", "b/repo", "c/other"], ["a/repo", "b/repo", "c/other"]),
+    ],
+)
+def test_rows_of_several_autoencoders_have_the_shortest_names_that_differ(places: list[str], ids: list[str]):
+    assert sae_ids(places) == ids
 
 
 def test_features_of_two_hosts_are_refused(run: Any, saved: Path, tmp_path: Path):

@@ -255,6 +255,34 @@ def test_working_in_parts_changes_nothing(dataset: FeatureDataset, tmp_path: Pat
                 assert value == (pytest.approx(other[key], rel=1e-4, abs=1e-6) if near else other[key])
 
 
+def test_activations_below_zero_count_by_their_size(dataset: FeatureDataset, tmp_path: Path):
+    sae, sign = make_sae(TABLE), torch.ones(LATENTS)
+    sign[10:20] = -1
+    encode = sae.encode_sparse
+
+    def signed(hidden: torch.Tensor) -> Any:
+        code = encode(hidden)
+        code.values = code.values * sign[code.indices]
+        return code
+
+    sae.encode_sparse = signed
+    found = gather(tmp_path / "out", sae)
+    found.validate()
+    for latent in range(LATENTS):
+        row, plain = facts(found, latent), facts(dataset, latent)
+        if sign[latent] > 0:
+            assert row == plain
+            continue
+        assert (row["max_act"], row["mean_act"]) == (-plain["max_act"], -plain["mean_act"])
+        assert row["hist_counts"] == plain["hist_counts"][::-1]
+        assert row["hist_edges"] == [-edge for edge in plain["hist_edges"][::-1]]
+        for kind in ("top", "random"):
+            contexts = [[e["token_ids"] for e in of_kind(data, latent, kind)] for data in (found, dataset)]
+            assert contexts[0] == contexts[1]
+        for example in of_kind(found, latent, "quantile"):
+            assert example["bin_min"] < example["acts"][example["max_pos"]] <= example["bin_max"] <= 0
+
+
 def test_only_as_many_tokens_as_asked_for_are_read(tmp_path: Path):
     found = harvest(make_sae(TABLE), HOST, TOKENIZER, TEXTS, tmp_path / "few", n_tokens=100, **OPTIONS)
     assert 100 <= found.data["n_tokens"] < 100 + 32

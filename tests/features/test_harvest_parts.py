@@ -258,3 +258,19 @@ def test_weights_that_were_put_away_give_the_same_effects():
     assert before is not None
     assert after is not None
     assert torch.equal(before.promoted[1], after.promoted[1])
+
+
+@pytest.mark.parametrize("place", ["final", "model.norm"])
+def test_behind_the_final_norm_its_gain_is_not_applied_again(host: LlamaForCausalLM, place: str):
+    torch.manual_seed(0)
+    norm = host.model.norm.weight.detach().clone()
+    host.model.norm.weight.data.uniform_(0.5, 2)
+    sae = TopKSAE(TopKConfig(d_in=16, d_sae=6, k=2, hook_in=place))
+    effects = LogitEffects(sae, host, 320)
+    host.model.norm.weight.data.copy_(norm)
+    found = effects.of(torch.arange(6), 5)
+    assert found is not None
+    expected = (sae.W_dec @ host.lm_head.weight.detach().T)[:, :320].topk(5)
+    assert torch.equal(found.promoted[0], expected.indices)
+    assert torch.allclose(found.promoted[1], expected.values, atol=1e-6)
+    assert "behind the final norm" in effects.note
