@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,15 +16,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hf_sae import AutoSAE, __version__
+from hf_sae import AutoSAE, __version__, load_features
 from hf_sae.cli import main
+from hf_sae.commands.features import sae_ids
 from hf_sae.commands.steer import parse_edits
 from hf_sae.errors import ConfigError
 from hf_sae.models import JumpReLUSAE, StandardSAE, TopKSAE
 from hf_sae.steering import OfMax, ablate, add
 
 
-VERBS = ["demo", "train", "eval", "check", "diff", "convert", "info", "steer", "hooks", "card", "push"]
+VERBS = ["demo", "train", "eval", "check", "diff", "convert", "info", "features", "steer", "hooks", "card", "push"]
 SHIPPED = str(Path(__file__))  # any file
 SMALL = ["--tokens-per-batch", "512", "--context-length", "32", "--d-sae", "64"]
 
@@ -261,6 +263,60 @@ def test_eval_prints_a_table_or_one_json_object(run: Any, saved: Path, tmp_path:
     assert machine.json == json.loads((tmp_path / "report.json").read_text())
     assert {"pca", "random"} <= machine.json["controls"].keys()
     assert "ce_recovered" in machine.err
+
+
+def test_features_writes_a_dataset_that_push_takes(run: Any, saved: Path, tmp_path: Path):
+    options = ["--n-tokens", "600", "--top", "3", "--window", "4", "--output-dir"]
+    result = run("features", saved, *options, tmp_path / "one")
+    assert result.out.splitlines()[-1] == f"Next: hf-sae push {tmp_path / 'one'} user/one-dashboards"
+    assert re.search(rf"^{saved.name} +64 ", result.out, re.M)
+    found = load_features(tmp_path / "one")
+    found.validate()
+    assert (found.data["name"], found.data["split"]) == ("python-standard-library", "test")
+    strongest = max(found.features, key=lambda row: row["max_act"])
+    example = found.feature(saved.name, strongest["feature"]).examples[0]
+    assert (example["kind"], max(example["acts"])) == ("top", strongest["max_act"])
+    assert example["doc_name"].endswith(".py")
+    assert len(example["tokens"]) <= 9
+    again = run("features", saved, *options, tmp_path / "one")
+    assert (again.code, "overwrite" in again.err) == (2, True)
+    machine = run("features", saved, *options, tmp_path / "one", "--overwrite", "--json").json
+    assert machine["saes"][saved.name]["latents"] == 64
+    assert machine["data"]["n_tokens"] == found.data["n_tokens"]
+
+
+def test_features_of_several_autoencoders_share_a_pass(run: Any, saved: Path, tmp_path: Path):
+    for name in ("a/sae", "b/sae"):
+        shutil.copytree(saved, tmp_path / name, ignore=shutil.ignore_patterns("checkpoint-*"))
+    options = ["--n-tokens", "300", "--output-dir", tmp_path / "out", "--json"]
+    both = run("features", tmp_path / "a/sae", tmp_path / "b/sae", *options).json
+    assert set(both["saes"]) == {"a/sae", "b/sae"}
+    assert both["saes"]["a/sae"] == both["saes"]["b/sae"]
+    inside = run("features", tmp_path, "--subfolder", "a/sae", "--subfolder", "b/sae", "--overwrite", *options).json
+    assert inside["saes"] == both["saes"]
+    assert run("features", saved, saved, *options).code == 2
+
+
+@pytest.mark.parametrize(
+    ("places", "ids"),
+    [
+        (["user/repo"], ["repo"]),
+        (["user/repo/layer_8", "user/repo/layer_9"], ["layer_8", "layer_9"]),
+        (["a/repo", "b/repo", "c/other"], ["a/repo", "b/repo", "c/other"]),
+    ],
+)
+def test_rows_of_several_autoencoders_have_the_shortest_names_that_differ(places: list[str], ids: list[str]):
+    assert sae_ids(places) == ids
+
+
+def test_features_of_two_hosts_are_refused(run: Any, saved: Path, tmp_path: Path):
+    other = AutoSAE.from_pretrained(saved)
+    other.config.base_model = "user/host"
+    other.save_pretrained(tmp_path / "other")
+    result = run("features", saved, tmp_path / "other", "--output-dir", tmp_path / "out")
+    assert result.code == 2
+    assert "one pass has one host" in " ".join(result.err.split())
+    assert not (tmp_path / "out").exists()
 
 
 def test_info_says_what_is_in_the_folder(run: Any, saved: Path):

@@ -1,4 +1,4 @@
-"""The strongest contexts of many latents, merged batch by batch in bounded memory.
+"""The strongest contexts of many latents, or a random sample of them, merged batch by batch in bounded memory.
 
 * What is kept does not grow with the number of tokens read: per latent some windows and a count.
 * Equal windows count once: the header of a licence that stands in a thousand files is one example.
@@ -43,6 +43,7 @@ class ContextStore:
         self.column = torch.full((d_sae,), -1)
         self.column[latents] = torch.arange(n)
         self.fired = torch.zeros(n, dtype=torch.long)
+        self.priorities = torch.zeros(n, n_examples, dtype=torch.float64)  # sorted; 0 is an empty place
         self.values = torch.zeros(n, n_examples)
         self.documents = torch.full((n, n_examples), ABSENT)
         self.windows = torch.full((n, n_examples, width), ABSENT, dtype=torch.int32)
@@ -65,9 +66,11 @@ class ContextStore:
         if not len(columns):
             return
         peaks = _peaks(_contexts(batch), tokens, columns, values)
-        # most contexts are weaker than what is kept already
-        peaks = peaks[values[peaks].abs() > self.values[columns[peaks], -1].abs()]
-        where = self._windows(batch, tokens[peaks])
+        priorities = self._priorities(batch, tokens[peaks], columns[peaks], values[peaks])
+        # most contexts come after what is kept already
+        better = priorities > self.priorities[columns[peaks], -1]
+        peaks, priorities = peaks[better], priorities[better]
+        where = windows_around(batch, tokens[peaks], self.window)
         # one sorted key per non-zero latent finds the activations of a latent along its window
         size = batch.input_ids.numel()
         keys, order = (columns * size + tokens).sort()
@@ -75,46 +78,49 @@ class ContextStore:
         found = torch.searchsorted(keys, wanted_keys).clamp(max=len(keys) - 1)
         hit = (keys[found] == wanted_keys) & (where != ABSENT)
         activations = torch.where(hit, values[order[found]], 0.0)
-        ids = torch.where(where == ABSENT, ABSENT, batch.input_ids.flatten()[where.clamp(min=0)]).int()
         documents = batch.documents.flatten()[tokens[peaks]]
-        self._merge(columns[peaks], values[peaks], documents, ids, activations)
+        self._merge(columns[peaks], priorities, values[peaks], documents, ids_at(batch, where), activations)
 
     def without_silent(self) -> ContextStore:
         """The store itself, after forgetting the latents that never fired."""
         fired = self.fired > 0
-        for name in ("latents", "fired", "values", "documents", "windows", "activations"):
+        for name in ("latents", "fired", "priorities", "values", "documents", "windows", "activations"):
             setattr(self, name, getattr(self, name)[fired])
         self.column.fill_(-1)
         self.column[self.latents] = torch.arange(len(self.latents))
         return self
 
-    def _windows(self, batch: TokenBatch, peaks: Tensor) -> Tensor:
-        """`[peaks, width]`: flat positions around each peak, `ABSENT` outside its row, its document and the text."""
-        length = batch.input_ids.shape[1]
-        where = peaks[:, None] + torch.arange(-self.window, self.window + 1)
-        inside = (where >= 0) & (where < batch.input_ids.numel()) & (where // length == peaks[:, None] // length)
-        safe = where.clamp(0, batch.input_ids.numel() - 1)
-        documents, real = batch.documents.flatten(), batch.attention_mask.flatten() != 0
-        inside &= (documents[safe] == documents[peaks, None]) & real[safe]
-        return torch.where(inside, where, ABSENT)
+    def _priorities(self, batch: TokenBatch, peaks: Tensor, columns: Tensor, values: Tensor) -> Tensor:
+        """`[peaks]`, float64 above 0: which contexts are kept, those with the highest; here the strength of the peak."""
+        return values.abs().double()
 
-    def _merge(self, columns: Tensor, values: Tensor, documents: Tensor, ids: Tensor, activations: Tensor) -> None:
-        """Keeps the strongest `n_examples` different windows of what is kept and what is new."""
+    def _merge(
+        self,
+        columns: Tensor,
+        priorities: Tensor,
+        values: Tensor,
+        documents: Tensor,
+        ids: Tensor,
+        activations: Tensor,
+    ) -> None:
+        """Keeps the first `n_examples` different windows, by priority, of what is kept and what is new."""
         touched, group = columns.unique(return_inverse=True)
         kept_group = torch.arange(len(touched)).repeat_interleave(self.n_examples)
         group = torch.cat([kept_group, group])
+        priorities = torch.cat([self.priorities[touched].flatten(), priorities])
         values = torch.cat([self.values[touched].flatten(), values])
         documents = torch.cat([self.documents[touched].flatten(), documents])
         ids = torch.cat([self.windows[touched].flatten(0, 1), ids])
         activations = torch.cat([self.activations[touched].flatten(0, 1), activations])
-        # stable sorts, least important key first: by group, strongest first, and what was there before the new
-        order = values.abs().sort(descending=True, stable=True).indices
+        # stable sorts, least important key first: by group, highest first, and what was there before the new
+        order = priorities.sort(descending=True, stable=True).indices
         order = order[group[order].sort(stable=True).indices]
         order = order[_first_of_each(group[order], ids[order])]
-        rank = _rank_in(group[order])
+        rank = rank_in(group[order])
         order, rank = order[rank < self.n_examples], rank[rank < self.n_examples]
         row = touched[group[order]]
         for kept, fresh, empty in (
+            (self.priorities, priorities, 0),
             (self.values, values, 0),
             (self.documents, documents, ABSENT),
             (self.windows, ids, ABSENT),
@@ -122,6 +128,34 @@ class ContextStore:
         ):
             kept[touched] = empty
             kept[row, rank] = fresh[order]
+
+
+def windows_around(batch: TokenBatch, peaks: Tensor, window: int) -> Tensor:
+    """`[peaks, 2 * window + 1]`: flat positions around each peak, `ABSENT` outside its row, its document and the text.
+
+    Args:
+        batch ([`TokenBatch`]): on the CPU.
+        peaks (`Tensor`): `[peaks]`, positions in the flattened batch.
+        window (`int`): tokens on each side.
+    """
+    length = batch.input_ids.shape[1]
+    where = peaks[:, None] + torch.arange(-window, window + 1)
+    inside = (where >= 0) & (where < batch.input_ids.numel()) & (where // length == peaks[:, None] // length)
+    safe = where.clamp(0, batch.input_ids.numel() - 1)
+    documents, real = batch.documents.flatten(), batch.attention_mask.flatten() != 0
+    inside &= (documents[safe] == documents[peaks, None]) & real[safe]
+    return torch.where(inside, where, ABSENT)
+
+
+def ids_at(batch: TokenBatch, where: Tensor) -> Tensor:
+    """Token ids at flat positions, as `int32` of the same shape; `ABSENT` where there is no token."""
+    return torch.where(where == ABSENT, ABSENT, batch.input_ids.flatten()[where.clamp(min=0)]).int()
+
+
+def window_hashes(ids: Tensor, salt: Tensor) -> Tensor:
+    """`[n]`: a 64-bit number for each window of token ids `[n, width]`, another one for each `salt` `[n]`."""
+    powers = torch.full((ids.shape[1] + 1,), _MULTIPLIER).cumprod(0)
+    return (ids.long() * powers[1:]).sum(1) + (salt + 1) * powers[0]
 
 
 def _contexts(batch: TokenBatch) -> Tensor:
@@ -143,15 +177,13 @@ def _peaks(contexts: Tensor, tokens: Tensor, columns: Tensor, values: Tensor) ->
 
 def _first_of_each(group: Tensor, ids: Tensor) -> Tensor:
     """Mask of the first occurrence of each window in its group (by a 64-bit hash)."""
-    powers = torch.full((ids.shape[1] + 1,), _MULTIPLIER).cumprod(0)
-    hashes = (ids.long() * powers[1:]).sum(1) + (group + 1) * powers[0]
-    _, inverse = hashes.unique(return_inverse=True)
+    _, inverse = window_hashes(ids, group).unique(return_inverse=True)
     places = torch.arange(len(inverse))
     first = torch.full((len(inverse),), len(inverse)).scatter_reduce(0, inverse, places, "amin")
     return first[inverse] == places
 
 
-def _rank_in(group: Tensor) -> Tensor:
+def rank_in(group: Tensor) -> Tensor:
     """Position of each entry in its group, for sorted groups."""
     counts = torch.bincount(group)
     starts = counts.cumsum(0) - counts

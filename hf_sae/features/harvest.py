@@ -1,0 +1,216 @@
+"""`harvest`: one pass over text, and everything a dashboard shows of the latents of any number of autoencoders."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tqdm.auto import tqdm
+
+from ..activations.reading import HostReader
+from ..corpus import stdlib_files
+from ..data import TokenBatch
+from ..errors import DataError, HookPointError
+from ..evaluation.core import DEFAULT_CONTEXT, recorded
+from ..evaluation.passes import inference
+from ..evaluation.samples import EvalBatch, open_source, place_positions, trim
+from ..hosts.fingerprints import warn_of_another_host
+from .harvest_rows import Gathered, Rows, TokenTexts
+from .latent_state import ExampleCounts, LatentState
+from .logit_effects import LogitEffects
+from .manifest import SAESource
+from .neighbours import DecoderNeighbours
+from .writing import FeatureWriter
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from ..models.modeling_sae import SAE
+    from .reading import FeatureDataset
+
+_ENTRIES_AT_ONCE = 1 << 25  # of dense latents, which some encoders make on the way
+_LATENTS_AT_ONCE = 256  # rows that are made before they are written
+EXACT, AT_LEAST = "exact", "at least: rare pairs were forgotten on the way"
+
+
+def harvest(
+    saes: SAE | Mapping[str, SAE],
+    host: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    dataset: Any,
+    folder: str | Path,
+    *,
+    n_tokens: int = 1_000_000,
+    examples: ExampleCounts | None = None,
+    n_logits: int = 10,
+    n_related: int = 10,
+    context_length: int | None = None,
+    batch_size: int = 16,
+    positions: Any = None,
+    column: str | None = None,
+    split: str | None = None,
+    seed: int = 0,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> FeatureDataset:
+    """Reads text once and writes a feature dataset: statistics, contexts, logit effects and related latents.
+
+    A *context* is the part of a row of tokens that is of one document, with a window around its strongest token.
+
+    * `top`: contexts with the strongest peaks. `random`: a uniform sample of the contexts where the latent fires. `quantile`:
+      further ones of that sample, by intervals of the peak's activation that hold about equal shares of the contexts;
+      the ends of the intervals are edges of a histogram of all peaks, so that `bin_share` is exact. `zero`: windows from
+      anywhere in the text in which the latent fires nowhere, from one sample of `examples.pool` windows. Equal windows
+      count once in each kind.
+    * Neighbours compare every pair of decoder rows. Co-activation counts are exact up to 16,384 latents; beyond, they may be lower
+      bounds (see [`hf_sae.features.coactivation`]); `data["coactivation"]` of the dataset says which.
+    * Logit effects are direct ones; `data["logit_effects"]` says how the final norm was handled
+      ([`hf_sae.features.logit_effects`]), or why there are none.
+
+    Nothing depends on `batch_size`. Memory does not grow with `n_tokens`: per latent
+    `(top + reservoir) * (20 + 8 * (2 * window + 1)) + pool + 2128` bytes and for co-activation `4 * d_sae` up to 16,384
+    latents, 4096 beyond ([`kept_bytes`][hf_sae.features.latent_state.kept_bytes]): 1.4 GB for 16,384 latents by default.
+    Beside it stand one batch (some hundred bytes for each non-zero latent of it) and, while a batch is merged, copies
+    of the contexts that change.
+
+    Args:
+        saes ([`SAE`] or `dict[str, SAE]`): one, called `"sae"`, or several by the `sae_id` of their rows.
+        host (`PreTrainedModel`): the model that they read.
+        tokenizer: of the host.
+        dataset: as in [`hf_sae.evaluate`]; `None` is the test split of the standard-library corpus.
+        folder (`str` or `Path`): where to write.
+        n_tokens (`int`): tokens to read, BOS and padding not counted; the last row is read whole.
+        examples ([`ExampleCounts`], *optional*): how many contexts of each kind, and how wide.
+        n_logits (`int`): promoted and suppressed tokens of each latent.
+        n_related (`int`): neighbours, and partners in co-activation.
+        context_length (`int`, *optional*), batch_size (`int`), positions (*optional*), column (`str`, *optional*), split (`str`, *optional*): as
+            in [`hf_sae.evaluate`].
+        seed (`int`): of the order of documents and of the random contexts.
+        overwrite (`bool`): replace a feature dataset that is there.
+        progress (`bool`): show bars.
+
+    Returns:
+        [`FeatureDataset`]: of the folder.
+
+    Raises:
+        ValueError: for `n_tokens` below 1, and counts that are negative.
+        HookPointError: if the host has no such place, or it has another width.
+        DataError: if the dataset has no tokens, an activation is not finite, or the folder holds something else.
+    """
+    if n_tokens < 1 or min(n_logits, n_related) < 0:
+        raise ValueError(f"n_tokens={n_tokens}, n_logits={n_logits}, n_related={n_related}: give at least 1, 0 and 0.")
+    named = dict(saes) if isinstance(saes, Mapping) else {"sae": saes}
+    counts = examples or ExampleCounts()
+    FeatureWriter(folder, {name: SAESource.of(sae) for name, sae in named.items()}, overwrite=overwrite)  # may refuse
+    reader = _reader(named, host, tokenizer)
+    context_length = context_length or recorded(named, "context_length", DEFAULT_CONTEXT)
+    positions = positions if positions is not None else recorded(named, "positions", "all")
+    reader.check_length(context_length)
+    options = {"batch_size": batch_size, "positions": positions, "column": column, "split": split, "seed": seed}
+    source, info = open_source(dataset, tokenizer, context_length=context_length, **options)
+    states = {name: LatentState(sae.config.d_sae, counts, seed) for name, sae in named.items()}
+    with inference(host, *named.values()):
+        read = _read(source, reader, named, states, n_tokens, progress)
+        effects = {name: LogitEffects(sae, host, len(tokenizer)) for name, sae in named.items()}
+        data = info | {"n_tokens": read, "context_length": context_length, "seed": seed, "window": counts.window}
+        data |= {
+            "logit_effects": _said({name: effect.note for name, effect in effects.items()}),
+            "coactivation": _said({n: EXACT if state.pairs.exact else AT_LEAST for n, state in states.items()}),
+        }
+        sources = {name: SAESource.of(sae, n_tokens=read) for name, sae in named.items()}
+        with FeatureWriter(folder, sources, data=data, overwrite=overwrite) as writer:
+            rows = Rows(TokenTexts(tokenizer), counts, n_logits, n_related, _names(dataset))
+            total = sum(state.d_sae for state in states.values())
+            with tqdm(total=total, desc="writing", unit="latent", disable=not progress) as bar:
+                for name in sorted(named):
+                    gathered = Gathered(name, states.pop(name), DecoderNeighbours(named[name].W_dec), effects[name])
+                    for latents in torch.arange(gathered.state.d_sae).split(_LATENTS_AT_ONCE):
+                        writer.append("features", rows.features(gathered, latents))
+                        writer.append("examples", rows.examples(gathered, latents))
+                        bar.update(len(latents))
+    from .reading import FeatureDataset
+
+    return FeatureDataset.open(folder)
+
+
+def _reader(saes: Mapping[str, SAE], host: PreTrainedModel, tokenizer: Any) -> HostReader:
+    """Reads every place once; widths are compared before anything runs."""
+    for name, sae in saes.items():
+        warn_of_another_host(sae, host, tokenizer, stacklevel=4)
+        if not isinstance(sae.config.hook_in, str):
+            raise HookPointError(
+                f"{name!r} reads {sae.config.hook_in!r}. Set sae.config.hook_in to one place, such as 'resid_post.6'."
+            )
+    reader = HostReader(host, list(dict.fromkeys(str(sae.config.hook_in) for sae in saes.values())), None)
+    for name, sae in saes.items():
+        width = reader.widths[str(sae.config.hook_in)]
+        if width != sae.config.d_in:
+            raise HookPointError(
+                f"{sae.config.hook_in!r} of {type(host).__name__} is {width} wide, and {name!r} has d_in={sae.config.d_in}. "
+                f"Use the host it was trained on ({sae.config.base_model or 'not recorded in its config'})."
+            )
+    return reader
+
+
+def _read(
+    source: Iterator[EvalBatch],
+    reader: HostReader,
+    saes: Mapping[str, SAE],
+    states: Mapping[str, LatentState],
+    n_tokens: int,
+    progress: bool,
+) -> int:
+    """The pass over the text; returns how many tokens were read."""
+    read = 0
+    with tqdm(total=n_tokens, desc="activations", unit="tok", disable=not progress) as bar:
+        for drawn in source:
+            batch = _tokens(trim(drawn, n_tokens - read))
+            kept = batch.keep.flatten().nonzero().squeeze(1)
+            if len(kept):
+                hidden = reader(batch, kept)
+                for name, sae in saes.items():
+                    tokens, latents, values = _encode(sae, hidden[str(sae.config.hook_in)])
+                    states[name].add(batch, kept[tokens], latents, values)
+            read += len(kept)
+            bar.update(min(read, n_tokens) - bar.n)
+            if read >= n_tokens:
+                break
+    if not read:
+        raise DataError("the dataset gave no token: it is empty, or positions= leaves nothing in.")
+    return read
+
+
+def _tokens(batch: EvalBatch) -> TokenBatch:
+    ids = batch.inputs.get("input_ids")
+    if ids is None:
+        raise DataError(f"the dataset gives {', '.join(batch.inputs)}: features are harvested from text.")
+    placed = place_positions(batch, tuple(ids.shape))
+    mask = torch.ones_like(ids) if placed.attention_mask is None else placed.attention_mask
+    return TokenBatch(ids.cpu(), mask.cpu(), placed.keep_known, placed.documents_known)
+
+
+def _encode(sae: SAE, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Row, latent and value of the non-zero latents of activations `[n, d_in]`, on the CPU, rows ascending."""
+    rows, parts = max(1, _ENTRIES_AT_ONCE // sae.config.d_sae), []
+    for start in range(0, len(hidden), rows):
+        row, latent, value = sae.encode_sparse(hidden[start : start + rows].to(sae.device)).flat()
+        parts.append((row.cpu() + start, latent.cpu(), value.cpu()))
+    row, latent, value = (torch.cat(part) for part in zip(*parts, strict=True))
+    return row, latent, value
+
+
+def _names(dataset: Any) -> Any:
+    """Names of the records, where the data has them as a column `path`."""
+    if dataset is None:
+        return [path for path, _ in stdlib_files("test")]
+    return dataset["path"] if "path" in (getattr(dataset, "column_names", None) or ()) and len(dataset) else None
+
+
+def _said(notes: Mapping[str, str]) -> str:
+    """One sentence where it is the same for all."""
+    if len(set(notes.values())) == 1:
+        return next(iter(notes.values()))
+    return "; ".join(f"{name}: {note}" for name, note in notes.items())
