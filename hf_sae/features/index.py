@@ -5,28 +5,30 @@ Parquet is the truth. The index is made from it, lies in a cache, and is made an
 
 from __future__ import annotations
 
-from itertools import islice
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
-
-from .schema import storable
+from ..hosts.fingerprints import warn_of_another_host
 from .search import file
+from .search.contrast import Moments, standardised_difference
+from .search.direction import cosines
 from .search.embedders import Embedder, HashingEmbedder, WordsOnly
 from .search.filters import Filters, checked_limit
-from .search.hits import Hit, Reason, fuse
+from .search.firing import Order, TfIdf, firing, peak_text
+from .search.hits import Hit, Reason
+from .search.latents import Latents
 from .search.store import Store
-from .search.terms import MAX_QUERY, Terms, plain
+from .search.words import Words
 
 
 if TYPE_CHECKING:
-    from .reading import FeatureDataset
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-DEPTH = 100  # features that each ranking hands to the fusion, at least
-_AT_ONCE = 1000
-_KINDS = {"labels": "label", "examples": "example", "promoted": "promoted token"}
+    from ..models.modeling_sae import SAE
+    from .reading import FeatureDataset
 
 
 class FeatureIndex:
@@ -42,7 +44,8 @@ class FeatureIndex:
     """
 
     def __init__(self, dataset: FeatureDataset, store: Store, embedder: Embedder | None, note: str) -> None:
-        self.dataset, self.store, self.embedder, self.note = dataset, store, embedder, note
+        self.dataset, self.store, self.note = dataset, store, note
+        self._words = Words(store, embedder)
 
     @classmethod
     def open(
@@ -108,14 +111,7 @@ class FeatureIndex:
             ConfigError: for a limit or filter that cannot be.
             DataError: if the index was damaged.
         """
-        filters, depth, terms = filters or Filters(), max(DEPTH, checked_limit(limit)), Terms.of(text)
-        exact = self.store.promoting(storable(text[:MAX_QUERY]), filters, depth)
-        rankings = {table: self.store.matching(table, terms, filters, depth) for table in _KINDS}
-        rankings["promoted"] = list(dict.fromkeys([*exact, *rankings["promoted"]]))[:depth]
-        similar = self._similar(text, filters, depth)
-        scores = dict(list(fuse([*rankings.values(), list(similar)]).items())[:limit])
-        reasons = {number: self._reasons(number, terms, rankings, exact, similar) for number in scores}
-        return self.store.hits(scores, reasons)
+        return self._words.search(text, checked_limit(limit), filters or Filters())
 
     def by_promoted(self, token: str, limit: int = 20, filters: Filters | None = None) -> list[Hit]:
         """Features that raise the logit of a token most: the very token first, then with other spaces or upper case.
@@ -126,57 +122,109 @@ class FeatureIndex:
             token (`str`): its text, with its space, such as `" Paris"`.
             limit (`int`), filters ([`Filters`], *optional*): as in [`FeatureIndex.search`].
         """
-        token = storable(token[:MAX_QUERY])
-        found = self.store.promoting(token, filters or Filters(), checked_limit(limit))
-        reasons = {
-            number: [Reason(_KINDS["promoted"], text, ((0, len(text)),), logit)]
-            for number, (text, logit) in found.items()
-        }
-        return self.store.hits({number: logit for number, (_, logit) in found.items()}, reasons)
+        return self._words.by_promoted(token, checked_limit(limit), filters or Filters())
 
-    def _similar(self, text: str, filters: Filters, limit: int) -> dict[int, tuple[int, float]]:
-        """Features with a text similar to the query: which row of the vectors, and its cosine; best first."""
-        vectors, owners = self.store.vectors, self.store.owners
-        if self.embedder is None or not len(vectors):
-            return {}
-        cosines = vectors @ self.embedder.embed([plain(text)])[0]
-        rows = np.flatnonzero(cosines >= self.embedder.floor)
-        order = rows[np.lexsort((rows, -cosines[rows]))]
-        found: dict[int, tuple[int, float]] = {}
-        for start in range(0, len(order), _AT_ONCE):
-            part = order[start : start + _AT_ONCE].tolist()
-            passing = self.store.passing([int(owners[row]) for row in part], filters)
-            for row in (row for row in part if int(owners[row]) in passing):
-                found.setdefault(int(owners[row]), (row, float(cosines[row])))
-            if len(found) >= limit:
-                break
-        return dict(islice(found.items(), limit))
-
-    def _reasons(
+    def by_direction(
         self,
-        number: int,
-        terms: Terms,
-        rankings: dict[str, list[int]],
-        exact: dict[int, tuple[str, float]],
-        similar: dict[int, tuple[int, float]],
-    ) -> list[Reason]:
-        """Why a feature matched, the ranking in which it stands highest first."""
-        found: list[tuple[int, Reason]] = []
-        for table, kind in _KINDS.items():
-            if number not in rankings[table]:
-                continue
-            rank = rankings[table].index(number)
-            if table == "promoted" and number in exact:
-                token, logit = exact[number]
-                found.append((rank, Reason(kind, token, ((0, len(token)),), logit)))
-            else:
-                found.append((rank, Reason(kind, *self.store.snippet(table, terms, number))))
-        if self.embedder is not None and number in similar:
-            row, cosine = similar[number]
-            text = self.store.rows("SELECT text FROM embedded WHERE row = ?", [row])
-            reason = Reason(self.embedder.likeness, text[0][0] if text else "", (), cosine)
-            found.append((list(similar).index(number), reason))
-        return [reason for _, reason in sorted(found, key=lambda pair: pair[0])]
+        vector: Tensor | Sequence[float],
+        sae: SAE,
+        sae_id: str | None = None,
+        limit: int = 20,
+        filters: Filters | None = None,
+    ) -> list[Hit]:
+        """Features whose decoder rows point most in a direction. Score: the cosine.
+
+        Args:
+            vector (`Tensor` or `list` of `float`): `[d_out]`, in the space that the autoencoder writes to.
+            sae ([`SAE`]): the autoencoder.
+            sae_id (`str`, *optional*): what the dataset calls it; not needed where the dataset is about one only.
+            limit (`int`), filters ([`Filters`], *optional*): as in [`FeatureIndex.search`].
+
+        Raises:
+            ConfigError: if the autoencoder is not that of the dataset, and for limits and filters that cannot be.
+            DataError: for a vector of another length, of zeros, or with a number that is not finite.
+        """
+        latents = Latents(self.dataset, self.store, sae, sae_id)
+        values = cosines(vector, sae)
+        order = values.argsort(descending=True, stable=True)
+        return latents.hits(order, values, limit, filters, lambda j: Reason("direction", "", (), float(values[j])))
+
+    def by_prompt(
+        self,
+        prompt: str,
+        host: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        sae: SAE,
+        sae_id: str | None = None,
+        order: Order | None = None,
+        limit: int = 20,
+        filters: Filters | None = None,
+    ) -> list[Hit]:
+        """Features that fire on a text, BOS left out.
+
+        Args:
+            prompt (`str`): the text.
+            host (`PreTrainedModel`), tokenizer: the model that the autoencoder reads.
+            sae ([`SAE`]), sae_id (`str`, *optional*): as in [`FeatureIndex.by_direction`].
+            order (`Order`, *optional*): which comes first: [`TfIdf`] (the default), [`Maximum`], [`Total`] or [`Mean`]; its
+                values are the scores.
+            limit (`int`), filters ([`Filters`], *optional*): as in [`FeatureIndex.search`].
+
+        Raises:
+            ConfigError: as in [`FeatureIndex.by_direction`].
+            DataError: for an empty text, or one that is longer than the host reads.
+            HookPointError: if the host has no such place of that width.
+        """
+        latents = Latents(self.dataset, self.store, sae, sae_id)
+        warn_of_another_host(sae, host, tokenizer)
+        found = firing(sae, host, tokenizer, prompt)
+        activations, places = found.peaks()
+        scores = (order or TfIdf())(latents.activity(found, activations))
+        fires = activations.nonzero().squeeze(1)
+        fires = fires[scores[fires].argsort(descending=True, stable=True)]
+
+        def reason(latent: int) -> Reason:
+            text, span = peak_text(tokenizer, found, int(places[latent]))
+            return Reason("fires here", text, (span,), float(activations[latent]))
+
+        return latents.hits(fires, scores, limit, filters, reason)
+
+    def by_contrast(
+        self,
+        texts_a: Iterable[str],
+        texts_b: Iterable[str],
+        host: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        sae: SAE,
+        sae_id: str | None = None,
+        limit: int = 20,
+        filters: Filters | None = None,
+    ) -> list[Hit]:
+        """Features whose mean activation differs most between two sets of texts, in either direction.
+
+        Score: [`standardised_difference`], above 0 for what fires more in `texts_a`. Memory does not grow with the number of texts.
+
+        Args:
+            texts_a (`Iterable[str]`), texts_b (`Iterable[str]`): the two sets, each with 2 tokens at least.
+            host (`PreTrainedModel`), tokenizer, sae ([`SAE`]), sae_id (`str`, *optional*): as in [`FeatureIndex.by_prompt`].
+            limit (`int`), filters ([`Filters`], *optional*): as in [`FeatureIndex.search`].
+
+        Raises:
+            ConfigError, DataError, HookPointError: as in [`FeatureIndex.by_prompt`].
+        """
+        latents = Latents(self.dataset, self.store, sae, sae_id)
+        warn_of_another_host(sae, host, tokenizer)
+        a = Moments.of(texts_a, sae, host, tokenizer, "texts_a")
+        b = Moments.of(texts_b, sae, host, tokenizer, "texts_b")
+        effect = standardised_difference(a, b)
+
+        def reason(latent: int) -> Reason:
+            words = f"mean {a.mean[latent]:.3g} in texts_a, {b.mean[latent]:.3g} in texts_b"
+            return Reason("contrast", words, (), float(effect[latent]))
+
+        differs = effect.nonzero().squeeze(1)
+        differs = differs[effect[differs].abs().argsort(descending=True, stable=True)]
+        return latents.hits(differs, effect, limit, filters, reason)
 
     def close(self) -> None:
         """Closes the index."""

@@ -184,6 +184,7 @@ def test_operators_are_words_and_the_rest_is_nothing(index: FeatureIndex):
     assert Terms.of('a "b c" NEAR(x) d" * "').terms == ("a", "b c", "NEAR(x)", "d")
     assert Terms.of("x x").any == '"x"'
     assert len(Terms.of(" ".join(map(str, range(100)))).terms) == 24
+    assert Terms(('a"b',)).all == '"a""b"'
     assert Terms.of("a\x00b").terms == ("a", "b")
     assert found(index.search("cities OR NOT)")) == found(index.search("cities"))
     with pytest.raises(sqlite3.OperationalError):

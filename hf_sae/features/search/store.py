@@ -19,7 +19,7 @@ from .rows import CLOSE, OPEN, folded
 from .terms import Terms
 
 
-_SNIPPET_WORDS = 24
+_SNIPPET_WORDS, _AT_ONCE = 24, 1000
 BUDGET = 20_000  # features that are ranked by frequent words, about 0.1 s
 
 
@@ -38,7 +38,7 @@ class Store:
         saes = self.rows("SELECT sae_id, sae, layer, first FROM saes ORDER BY sae")
         self.sae: dict[str, int] = {name: number for name, number, _, _ in saes}
         self.layers: dict[str, int | None] = {name: layer for name, _, layer, _ in saes}
-        self.first: dict[str, int] = {name: first for name, _, _, first in saes}
+        self.start: dict[str, int] = {name: first for name, _, _, first in saes}
         self.frequent: dict[str, dict[str, int]] = {}
         for table, term, docs in self.rows("SELECT table_name, term, docs FROM frequent"):
             self.frequent.setdefault(table, {})[term] = docs
@@ -119,12 +119,27 @@ class Store:
         parts = (rows[0][0] if rows else "").split("\ue000")
         return _marked(max(parts, key=lambda part: part.count(OPEN)).strip(" "))
 
-    def passing(self, numbers: Sequence[int], filters: Filters) -> set[int]:
-        """Those of up to 1,000 features that pass the filters."""
+    def first(self, numbers: Sequence[int], filters: Filters, limit: int) -> list[int]:
+        """The first of some features that are in the index and pass the filters."""
         condition, values = self.condition(filters)
-        marks = ", ".join("?" * len(numbers))
-        rows = self.rows(f"SELECT id FROM features WHERE id IN ({marks}) AND {condition}", [*numbers, *values])
-        return {number for (number,) in rows}
+        found: list[int] = []
+        for start in range(0, len(numbers), _AT_ONCE):
+            part = list(numbers[start : start + _AT_ONCE])
+            marks = ", ".join("?" * len(part))
+            rows = self.rows(f"SELECT id FROM features WHERE id IN ({marks}) AND {condition}", [*part, *values])
+            passing = {number for (number,) in rows}
+            found += [number for number in part if number in passing]
+            if len(found) >= limit:
+                break
+        return found[:limit]
+
+    def facts(self, sae_id: str, d_sae: int) -> tuple[np.ndarray, np.ndarray]:
+        """Density and strongest activation of each latent, `[d_sae]`; 0 for those that are not in the index."""
+        out = np.zeros((2, d_sae))
+        query = "SELECT feature, density, max_act FROM features WHERE sae = ?"
+        for feature, density, max_act in self.rows(query, [self.sae[sae_id]]):
+            out[:, feature] = density, max_act
+        return out[0], out[1]
 
     def hits(self, scores: dict[int, float], reasons: dict[int, list[Reason]]) -> list[Hit]:
         """Scored features with what is known of them, in the order of `scores`."""
