@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from . import __version__
-from .commands import check, convert, demo, diff, inspect, publish, steer, train
+from .commands import check, convert, demo, diff, inspect, publish, search, steer, train
 from .commands import evaluate as evaluation
 from .commands.console import paragraph
 
@@ -33,6 +33,7 @@ app.command("check")(check.check)
 app.command("diff")(diff.diff)
 app.command("convert")(convert.convert)
 app.command("info")(inspect.info)
+app.command("search")(search.search)
 app.command("steer")(steer.steer)
 app.command("hooks")(inspect.hooks)
 app.command("card")(publish.card)

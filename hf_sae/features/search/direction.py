@@ -14,7 +14,7 @@ from ...errors import DataError
 if TYPE_CHECKING:
     from ...models.modeling_sae import SAE
 
-_ROWS_AT_ONCE = 8192
+_NUMBERS_AT_ONCE = 1 << 23  # 32 MiB
 
 
 @torch.no_grad()
@@ -35,5 +35,5 @@ def cosines(vector: Tensor | Sequence[float], sae: SAE) -> Tensor:
         raise DataError("the direction is zero or not finite: give one that points somewhere.")
     direction = direction / norm
     # half precision is an order of magnitude slower on processors, and copying all rows doubles the memory
-    parts = (part.float() for part in rows.split(_ROWS_AT_ONCE))
+    parts = (part.float() for part in rows.split(max(1, _NUMBERS_AT_ONCE // rows.shape[1])))
     return torch.cat([(part @ direction) / part.norm(dim=1).clamp(min=1e-30) for part in parts]).cpu()

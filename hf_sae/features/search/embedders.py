@@ -66,26 +66,26 @@ class HashingEmbedder:
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         """Vectors `[texts, dim]`."""
-        places, weights = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.float32)]
-        for row, text in enumerate(texts):
-            for word in _WORD.findall(text[:MAX_TEXT].casefold()):
-                place, weight = _hashed(word[:64], self.dim)
-                places.append(place + row * self.dim)
-                weights.append(weight)
-        sums = np.bincount(np.concatenate(places), np.concatenate(weights), minlength=len(texts) * self.dim)
-        return unit(sums.reshape(len(texts), self.dim))
+        rows, starts = [], []
+        for text in texts:
+            starts.append(len(rows))
+            rows.append(_hashed("", self.dim))  # of an empty text too there is a row
+            rows += [_hashed(word[:64], self.dim) for word in _WORD.findall(text[:MAX_TEXT].casefold())]
+        if not rows:
+            return np.zeros((0, self.dim), dtype=np.float32)
+        return unit(np.add.reduceat(np.stack(rows), starts, axis=0))
 
 
-@lru_cache(maxsize=1 << 16)
-def _hashed(word: str, dim: int) -> tuple[np.ndarray, np.ndarray]:
+@lru_cache(maxsize=1 << 15)  # 32 MiB at 256 dimensions
+def _hashed(word: str, dim: int) -> np.ndarray:
     framed = f"<{word}>"
     parts = [framed[i : i + n] for n in (3, 4, 5) for i in range(len(framed) - n + 1)] if len(word) > 2 else []
     hashes = np.array([zlib.crc32(part.encode("utf-8", "replace")) for part in [word, *parts]], dtype=np.int64)
     # a word is worth as much as all its parts together
-    weights = np.full(len(hashes), (len(parts) or 1) ** -0.5, dtype=np.float32)
-    weights[0] = 1.0
+    weights = np.full(len(hashes), (len(parts) or 1) ** -0.5)
+    weights[0] = 1.0 if word else 0.0
     weights[hashes >> 31 == 1] *= -1
-    return hashes % (2**31) % dim, weights
+    return np.bincount(hashes % (2**31) % dim, weights, minlength=dim).astype(np.float32)
 
 
 class SentenceEmbedder:
