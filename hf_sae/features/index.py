@@ -93,7 +93,7 @@ class FeatureIndex:
         key = file.content_key(dataset, None if embedder is None else embedder.model)
         folder = _cache(cache_dir) / key[:32]
         if anew or not file.is_whole(folder, key):
-            file.write(dataset, folder, key, embedder)
+            file.write(dataset, folder, key, embedder, anew)
         return cls(dataset, Store(folder), embedder, note)
 
     def search(self, text: str, limit: int = 20, filters: Filters | None = None) -> list[Hit]:

@@ -280,6 +280,27 @@ def test_many_threads_read_at_once(index: FeatureIndex):
     assert not os.access(index.store.folder / (file.DATABASE + "-wal"), os.F_OK)
 
 
+def test_many_may_make_the_same_index_at_once(tmp_path: Path):
+    data = dataset(tmp_path / "d")
+    barrier, results, errors = threading.Barrier(6), [], []
+
+    def make() -> None:
+        barrier.wait()
+        try:
+            with FeatureIndex.open(data, tmp_path / "c") as index:
+                results.append(found(index.search("cities")))
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=make) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (results, errors) == ([[("layer_1", 3)]] * 6, [])
+    assert len(list((tmp_path / "c").iterdir())) == 1
+
+
 def test_the_hashing_embedder_is_normalised_and_the_same_everywhere():
     embed = HashingEmbedder().embed
     vectors = embed(["names of cities", "names of cities", "name of cities", "opening brackets", "", "日本 ⟨e2⟩"])
@@ -349,6 +370,17 @@ def test_frequent_words_are_looked_for_while_they_can_be_afforded(tmp_path: Path
             assert len(index.search("half things")) == (4 if budget == 6 else halves), "the rarest first"
             assert found(index.search("things 2alpha"))[0] == ("layer_1", 2)
             assert found(index.search('"thing 2alpha"')) == [("layer_1", 2)], "a phrase is looked for as it is"
+
+
+def test_the_rarest_word_is_always_looked_for_in_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(file, "FEWEST", 1)
+    monkeypatch.setattr(store, "BUDGET", 1)
+    texts = ["thing", "half thing", "thing half", "thing"]
+    labels = [explanation(index=i, text=text) for i, text in enumerate(texts)]
+    given = {"features": rows()["features"], "explanations": labels}
+    with FeatureIndex.open(dataset(tmp_path / "d", given), tmp_path / "c", WordsOnly()) as index:
+        assert len(index.search("things")) == 4
+        assert {f for _, f in found(index.search("things half"))} == {1, 2}
 
 
 def test_rows_about_nothing_are_an_error(tmp_path: Path):

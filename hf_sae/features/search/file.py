@@ -58,7 +58,7 @@ _INDEXES = """
 CREATE INDEX by_sae ON features (sae, feature);
 CREATE INDEX by_density ON features (density);
 CREATE INDEX by_score ON features (score);
-CREATE INDEX by_token ON tokens (folded);
+CREATE INDEX by_token ON tokens (folded, logit DESC, id);
 """
 _TEXTS = ("labels", "examples", "promoted")
 
@@ -85,8 +85,10 @@ def is_whole(folder: Path, key: str) -> bool:
     return isinstance(stamp, dict) and stamp.get("key") == key and stamp.get("sizes") == sizes
 
 
-def write(dataset: FeatureDataset, folder: Path, key: str, embedder: Embedder | None) -> None:
+def write(dataset: FeatureDataset, folder: Path, key: str, embedder: Embedder | None, anew: bool = False) -> None:
     """Makes the index of a dataset, in place of what is there; whole or not at all.
+
+    If another process was faster, its index stays (it has the same content), unless `anew`.
 
     Raises:
         DataError: if it cannot be written, or rows of the dataset are not as the schema says.
@@ -101,11 +103,13 @@ def write(dataset: FeatureDataset, folder: Path, key: str, embedder: Embedder | 
         sizes = {name: (new / name).stat().st_size for name in (DATABASE, VECTORS, OWNERS)}
         stamp = {"key": key, "version": VERSION, "schema": SCHEMA_VERSION, "dataset": dataset.name, "sizes": sizes}
         (new / STAMP).write_text(json.dumps(stamp, indent=1) + "\n", encoding="utf-8")
+        if not anew and is_whole(folder, key):
+            return
         if folder.exists():
             folder.rename(place / "old")
         try:
             new.rename(folder)
-        except OSError:  # another process was faster: the same content, so its index is as good
+        except OSError:  # another process was faster after all
             if not is_whole(folder, key):
                 raise
     except (OSError, sqlite3.Error) as error:
@@ -134,7 +138,7 @@ def _write(dataset: FeatureDataset, folder: Path, embedder: Embedder | None) -> 
         for name in _TEXTS:
             database.execute(f"INSERT INTO {name} ({name}) VALUES ('optimize')")
         database.executescript(_INDEXES)
-        for table in ("examples", "promoted"):
+        for table in _TEXTS:
             database.executescript(_FREQUENT.format(table=table, fewest=FEWEST))
         np.save(folder / OWNERS, _vectors(database, dataset, numbering, embedder, folder / VECTORS))
 

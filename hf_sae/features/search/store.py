@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from urllib.request import pathname2url
@@ -83,9 +84,9 @@ class Store:
     def matching(self, table: str, terms: Terms, filters: Filters, limit: int) -> list[int]:
         """Features whose text has the terms, best first by BM25: those with all of them before those with some.
 
-        Words that more than 20,000 features have in their contexts or promoted tokens tell little apart and are left out.
+        Words that more than 20,000 features have tell little apart and are left out; of a label the rarest stays in any case.
         """
-        terms = terms.within(self.frequent.get(table, {}), BUDGET)
+        terms = terms.within(self.frequent.get(table, {}), BUDGET, least=int(table == "labels"))
         found: list[int] = []
         condition, values = self.condition(filters)
         # CROSS JOIN: the full-text table decides what is looked at, the filter is applied to it
@@ -105,12 +106,17 @@ class Store:
         """Features that promote a token, and by how much: the token itself first, then other spaces and upper case."""
         condition, values = self.condition(filters)
         joined = "" if condition == "1" else "CROSS JOIN features ON features.id = tokens.id"
-        rows = self.rows(
-            f"SELECT tokens.id, token, logit, MAX((token = ?) * 1e9 + logit) AS best FROM tokens {joined} "
-            f"WHERE folded = ? AND {condition} GROUP BY tokens.id ORDER BY best DESC, tokens.id LIMIT ?",
-            [token, folded(token), *values, limit],
-        )
-        return {number: (found, logit) for number, found, logit, _ in rows}
+        found: dict[int, tuple[str, float]] = {}
+        for sign in ("=", "<>"):
+            # in the order of an index, so that only what is wanted is read; a feature may list " Paris" and "paris"
+            rows = self.rows(
+                f"SELECT tokens.id, token, logit FROM tokens {joined} WHERE folded = ? AND token {sign} ? AND {condition} "
+                "ORDER BY logit DESC, tokens.id LIMIT ?",
+                [folded(token), token, *values, 4 * limit],
+            )
+            for number, text, logit in rows:
+                found.setdefault(number, (text, logit))
+        return dict(islice(found.items(), limit))
 
     def snippet(self, table: str, terms: Terms, number: int) -> tuple[str, tuple[tuple[int, int], ...]]:
         """The part of a feature's text with the most terms, and where they stand in it."""

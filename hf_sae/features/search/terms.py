@@ -37,19 +37,20 @@ class Terms:
         kept = [term for term in found if any(character.isalnum() for character in term)]
         return cls(tuple(dict.fromkeys(kept))[:MAX_TERMS])
 
-    def within(self, docs: Mapping[str, int], budget: int) -> Terms:
+    def within(self, docs: Mapping[str, int], budget: int, least: int = 0) -> Terms:
         """Those that can be looked for in good time: of the words that many features have, the rarest.
 
         Args:
             docs (`dict`): by stem, how many features have a word; stems that few have are not in it.
             budget (`int`): how many features the words that are kept may have together.
+            least (`int`): so many are kept in any case.
         """
         if not docs or not self.terms:
             return self
         costs = [docs.get(stems[0], 0) if len(stems) == 1 else 0 for stems in self._stems()]
         kept: set[int] = set()
         for place in sorted(range(len(costs)), key=costs.__getitem__):
-            if costs[place] and costs[place] > budget:
+            if costs[place] > max(budget, 0) and len(kept) >= least:
                 break
             budget -= costs[place]
             kept.add(place)
