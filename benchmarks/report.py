@@ -80,14 +80,15 @@ def table(results: dict[str, dict[str, Any]]) -> str:
 def machine(args: argparse.Namespace) -> dict[str, str]:
     """What the figures were measured on."""
     return {
-        "processor": _processor(),
+        "processor": processor(),
         "threads": str(args.threads),
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Its name, as the system gives it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))

@@ -25,7 +25,21 @@ from hf_sae.models import JumpReLUSAE, StandardSAE, TopKSAE
 from hf_sae.steering import OfMax, ablate, add
 
 
-VERBS = ["demo", "train", "eval", "check", "diff", "convert", "info", "features", "steer", "hooks", "card", "push"]
+VERBS = [
+    "demo",
+    "train",
+    "eval",
+    "check",
+    "diff",
+    "convert",
+    "info",
+    "features",
+    "search",
+    "steer",
+    "hooks",
+    "card",
+    "push",
+]
 SHIPPED = str(Path(__file__))  # any file
 SMALL = ["--tokens-per-batch", "512", "--context-length", "32", "--d-sae", "64"]
 

@@ -138,6 +138,21 @@ class TableChecker:
             raise DataError(f"{self.where}, row {self.rows + int(wrong.argmax())}: {why}.")
 
 
+def check_features(rows: pa.Table, manifest: Manifest, where: str) -> None:
+    """Whether every row is about a feature of an autoencoder of the dataset.
+
+    Raises:
+        DataError: if one is not.
+    """
+    coded = _whole(rows, "sae_id").dictionary_encode()
+    widths = [manifest.saes[name].d_sae if name in manifest.saes else 0 for name in coded.dictionary.to_pylist()]
+    place, feature = coded.indices.fill_null(len(widths)), _whole(rows, "feature").fill_null(-1)
+    width = np.array([*widths, 0], dtype=np.int64)[place.to_numpy(zero_copy_only=False)]
+    index = feature.to_numpy(zero_copy_only=False)
+    if ((index < 0) | (index >= width)).any():
+        raise DataError(f"{where} has a row about no feature of an autoencoder of the dataset.")
+
+
 def check_keys(rows: Mapping[str, Any], table: Table, where: str) -> None:
     """Names of one row: every column that is needed, and no other.
 

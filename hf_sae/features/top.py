@@ -163,7 +163,7 @@ def top_features(
     if k < 1:
         raise ValueError(f"k={k}: give the number of latents per token, at least 1.")
     warn_of_another_host(sae, host, tokenizer)
-    ids = _ids(tokenizer, host, text)
+    ids = text_ids(tokenizer, host, text)
     hidden = hidden_at(host, sae, input_ids=ids, attention_mask=torch.ones_like(ids))[0]
     is_bos = [index == tokenizer.bos_token_id for index in ids[0].tolist()]
     latents, activations = [], []
@@ -177,7 +177,12 @@ def top_features(
     return TopFeatures(token_texts(tokenizer, token_ids), token_ids, latents, activations, special, maxima, scale)
 
 
-def _ids(tokenizer: Any, host: PreTrainedModel, text: str) -> torch.Tensor:
+def text_ids(tokenizer: Any, host: PreTrainedModel, text: str) -> torch.Tensor:
+    """`[1, tokens]`: a text as ids, special tokens added.
+
+    Raises:
+        DataError: for an empty text, or one that is longer than the host reads.
+    """
     ids = tokenizer(text, return_tensors="pt", verbose=False)["input_ids"].long()
     limit = getattr(host.config.get_text_config(), "max_position_embeddings", None)
     if not text or ids.shape[1] == 0:
