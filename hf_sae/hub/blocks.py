@@ -18,8 +18,6 @@ from ..plain_yaml import load_yaml
 # tempered: a start without an end must not reach over the reader's text to the end of a later block
 _BLOCK = re.compile(r"<!-- hf-sae:(\w+):start -->(?:(?!<!-- hf-sae:\w+:start -->).)*?<!-- hf-sae:\1:end -->", re.S)
 _HEADER = re.compile(r"\ufeff?---[ \t]*\r?\n(.*?)(?:\r?\n)?---[ \t]*(?:\r?\n|\Z)", re.S)
-# keys of the header that are made here
-OURS = ("library_name", "base_model", "base_model_relation", "datasets", "tags", "model-index")
 LISTS = ("datasets", "tags")  # what the reader added to these stays
 FIGURES = "model-index"  # the one key that goes where nothing was measured: stale figures are worse than none
 

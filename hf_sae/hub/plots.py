@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 PLOTS = {"training.png", "l0_fvu.png", "density.png"}
 STYLE = Path(__file__).parents[1] / "assets" / "plots.mplstyle"
-ACCENT, COOL, QUIET = "#E6550D", "#3182BD", "#777777"
+ACCENT, QUIET = "#E6550D", "#777777"
+PLACES = (ACCENT, "#3182BD", "#7F2704", "#08306B")  # more are not told apart
 MOST_POINTS = 500  # of a line; more are not seen at this size
 LOWEST_DECADE = -7
 NAMES = {"pca": "PCA", "linear": "linear map", "random": "random weights"}
@@ -166,12 +167,12 @@ def frontier(index: Mapping[str, Mapping[str, Any]]) -> Plot | None:
 
     def draw(axes: Axes) -> None:
         groups = sorted({str(index[place].get("hook_in")) for place in points})
-        for group, colour in zip(groups, ["#E6550D", "#3182BD", "#7F2704", "#08306B", *[QUIET] * len(groups)]):  # noqa: B905
+        for group, colour in zip(groups, [*PLACES, *[QUIET] * len(groups)]):  # noqa: B905
             mine = sorted(
                 (p["l0"], p["fvu"]) for name, p in points.items() if str(index[name].get("hook_in")) == group
             )
             axes.plot(*zip(*mine, strict=True), "o-", color=colour, linewidth=1.2, clip_on=False)
-            if len(groups) <= 4:
+            if len(groups) <= len(PLACES):
                 _label(axes, *mine[-1], group, colour)
         axes.set_xlim(0, 1.35 * max(p["l0"] for p in points.values()))
         axes.set_ylim(0, 1.15 * max(p["fvu"] for p in points.values()))
