@@ -10,6 +10,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,9 +49,16 @@ class Served:
         known: dict[str, Any] | None = None,
     ) -> None:
         self.name, self.source, self._machines, self._known = name, source, machines, known or {}
+        self._closed = False
         self.features: Later[Features | None] = Later(f"The feature dataset of {name}", source.features, executor)
         self.index: Later[FeatureIndex | None] = Later(f"The search index of {name}", self._index, executor)
         self.machine: Later[Machine] = Later(f"The host of {name}", self._machine, executor)
+
+    def start(self) -> Served:
+        """Begins to load: what the page needs first comes first."""
+        for part in (self.features, self.index, self.machine):
+            part.start()
+        return self
 
     def _index(self) -> FeatureIndex | None:
         from ..features.index import FeatureIndex
@@ -67,7 +75,10 @@ class Served:
             host, tokenizer = self.source.host(sae)
             return Machine(host, tokenizer, getattr(self.source, "host_name", None) or str(sae.config.base_model))
 
-        return self._machines.add(key, self.name, sae, load)
+        machine = self._machines.add(key, self.name, sae, load)
+        if self._closed:  # meanwhile others were asked for
+            self._machines.drop(self.name)
+        return machine
 
     @property
     def sae(self) -> SAE | None:
@@ -97,6 +108,11 @@ class Served:
         name = self.facts["base_model"] or getattr(self.source, "host_name", None)
         return self.source.origin(self.features.peek(), None if name in (None, DEFAULT_HOST) else str(name))
 
+    @cached_property
+    def readme(self) -> str:
+        """Its card as Markdown, or `""`; read when somebody asks for it."""
+        return self.source.card()
+
     @property
     def status(self) -> dict[str, str]:
         """State of the parts."""
@@ -104,6 +120,9 @@ class Served:
 
     def close(self) -> None:
         """Lets go of the index and the host."""
+        self._closed = True
+        for part in (self.features, self.index, self.machine):
+            part.cancel()
         index = self.index.peek()
         if index is not None:
             index.close()
@@ -127,6 +146,8 @@ class Catalog:
             name: Served(name, source, self._executor, self._machines, facts) for name, source, facts in given
         }
         self._visited: OrderedDict[str, Served] = OrderedDict()
+        if self._given:
+            self.find()  # the first begins to load before anybody asks
 
     def served(self) -> list[Served]:
         """The owner's, then those of visitors."""
@@ -142,9 +163,9 @@ class Catalog:
         asked = text(name, "sae", MAX_NAME, empty=True).strip()
         with self._lock:
             if not asked and self._given:
-                return next(iter(self._given.values()))
+                return next(iter(self._given.values())).start()
             if asked in self._given:
-                return self._given[asked]
+                return self._given[asked].start()
             if not self.visitors:
                 raise RequestError(f"{shown(asked)} is not served here. There is {', '.join(self._given)}.")
             where = place(asked)
@@ -156,9 +177,9 @@ class Catalog:
                 self._visited[str(where)] = known
             self._visited.move_to_end(str(where))
             gone = [self._visited.popitem(last=False)[1] for _ in range(len(self._visited) - VISITORS)]
-        for served in gone:
-            served.close()
-        return known
+            for served in gone:
+                served.close()
+            return known.start()
 
     def close(self) -> None:
         """Ends all threads and closes all files."""

@@ -23,12 +23,19 @@ class Later(Generic[T]):
     """
 
     def __init__(self, what: str, make: Callable[[], T], executor: Executor) -> None:
-        self.what = what
-        self._future: Future[T] = executor.submit(make)
+        self.what, self._make, self._executor = what, make, executor
+        self._future: Future[T] | None = None
+
+    def start(self) -> None:
+        """Begins, unless that was done before; not to be called by several threads at once."""
+        if self._future is None:
+            self._future = self._executor.submit(self._make)
 
     @property
     def state(self) -> str:
-        """`loading`, `ready` or `failed`."""
+        """`waiting`, `loading`, `ready` or `failed`."""
+        if self._future is None:
+            return "waiting"
         if not self._future.done():
             return "loading"
         return "failed" if self._future.cancelled() or self._future.exception() else "ready"
@@ -36,11 +43,9 @@ class Later(Generic[T]):
     @property
     def words(self) -> str:
         """The state as a sentence; `""` once it is there."""
-        if self.state == "loading":
-            return f"{self.what} is still loading."
-        if self.state == "failed":
-            return f"{self.what} cannot be loaded: {reason(self._future)}"
-        return ""
+        if self._future is None or not self._future.done():
+            return f"{self.what} is {'still loading' if self._future else 'not loaded yet'}."
+        return f"{self.what} cannot be loaded: {reason(self._future)}" if self.state == "failed" else ""
 
     def get(self, seconds: float = 0.0) -> T:
         """The value, waited for so long.
@@ -48,6 +53,8 @@ class Later(Generic[T]):
         Raises:
             RequestError: if it is not there then, or never will be.
         """
+        if self._future is None:
+            raise RequestError(self.words)
         try:
             return self._future.result(timeout=seconds)
         except NotYet as error:
@@ -57,11 +64,12 @@ class Later(Generic[T]):
 
     def peek(self) -> T | None:
         """The value, or `None` where it is not there."""
-        return self._future.result() if self.state == "ready" else None
+        return self._future.result() if self._future is not None and self.state == "ready" else None
 
-    def wait(self) -> None:
-        """Until it is there, or has failed."""
-        self._future.exception()
+    def cancel(self) -> None:
+        """Does not begin any more, if that was still to come."""
+        if self._future is not None:
+            self._future.cancel()
 
 
 def reason(future: Future[T]) -> str:

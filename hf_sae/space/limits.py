@@ -49,8 +49,8 @@ def place(name: Any) -> Place:
     Raises:
         RequestError: for anything else: addresses, paths that lead elsewhere, other characters.
     """
-    given = text(name, "sae", MAX_NAME).strip().replace(":", "/", 1)
-    parts = given.split("/")
+    given = text(name, "sae", MAX_NAME).strip()
+    parts = given.replace(":", "/", 1).split("/")
     repo, folder = "/".join(parts[:2]), parts[2:]
     names = [*parts[:2], *folder]
     inside = all(_PART.fullmatch(part) for part in folder) and not any(set(part) <= {"."} for part in names)

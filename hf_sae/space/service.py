@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from ..errors import ConfigError, DataError, HookPointError
-from . import limits
+from . import gallery, limits
 from .catalog import PATIENCE, Catalog, Served
 from .later import Later
 from .limits import RequestError
-from .records import Json, contexts_of, feature_json, finite, hit_json, labels_of, related, text_json
+from .records import Json, contexts_of, feature_json, hit_json, labels_of, related, text_json
 
 
 ORDERS = ("tf-idf", "max", "sum", "mean")
@@ -182,6 +182,21 @@ class Service:
             )
         return self._found(served, found, "difference of mean activations over their spread")
 
+    def examples(self, sae: str = "") -> list[Json]:
+        """Features that are easy to read, as hits; none while the index is not there."""
+        served = self.catalog.find(sae)
+        found = served.features.peek()
+        return [] if found is None else gallery.examples(served, found.sae_id)
+
+    def living(self, sae: str = "") -> list[int]:
+        """The features that fired when the dataset was made."""
+        served = self.catalog.find(sae)
+        return gallery.living(served, self._index(served)[1])
+
+    def label(self, feature: int, sae: str = "") -> str | None:
+        """The best label of a feature, where the index is there and knows one."""
+        return self._labels(self.catalog.find(sae), [feature]).get(feature)
+
     def _part(self, part: Later[Any]) -> Any:
         return part.get(self.patience)
 
@@ -216,11 +231,11 @@ class Service:
         parts = {"features": served.features, "search": served.index, "host": served.machine}
         return {
             "sae": served.name,
-            **{key: value if isinstance(value, str) else finite(value) for key, value in _plain(served).items()},
+            **_plain(served),
             "features": None if found is None else found.dataset.manifest.rows("features"),
             "tokens_read": None if found is None else found.dataset.saes[found.sae_id].n_tokens,
             "status": served.status,
-            "notes": [part.words for part in parts.values() if part.words],
+            "notes": [part.words for part in parts.values() if part.words and part.state != "waiting"],
         }
 
 

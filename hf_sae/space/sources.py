@@ -129,13 +129,14 @@ class Visited:
     most_bytes: int = 2 * GIB
 
     def features(self) -> Features | None:
-        """The dataset that is called after the repo."""
+        """The dataset that is called after the repo, once the repo itself was looked at."""
+        from .sizes import check_place, check_size
+
+        check_place(self.place, self.most_bytes)
         for ending in BESIDE:
             name = self.place.repo + ending
             found = _try(name, self.place.repo, self.place.subfolder, token=False)
             if found is not None:
-                from .sizes import check_size
-
                 check_size(name, "dataset", (".parquet",), 4 * self.most_bytes)
                 return found
         return None

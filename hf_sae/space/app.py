@@ -1,0 +1,167 @@
+"""The Gradio app: tabs over the service, the same functions as an API and as MCP tools."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import TYPE_CHECKING, Any
+
+from . import present
+from .links import Link, read_link
+from .page import FAST, HIDDEN, PRIVATE, Page, notice, public
+from .service import Service
+from .tabs.about import About
+from .tabs.explore import Explore
+from .tabs.inspect import Inspect
+from .tabs.search import MODES, Search
+from .theme import make_theme, script, style
+
+
+if TYPE_CHECKING:
+    import gradio as gr
+
+TITLE = "Feature explorer"
+ENDPOINTS = (
+    "list_saes",
+    "search_features",
+    "get_feature",
+    "inspect_text",
+    "top_features_for_prompt",
+    "contrast_texts",
+)
+
+
+def build_app(service: Service) -> gr.Blocks:
+    """The page; [`launch_options`] has what goes with it.
+
+    Args:
+        service ([`Service`]): answers.
+    """
+    import gradio as gr
+
+    with gr.Blocks(title=TITLE, analytics_enabled=False) as app:
+        page = _head(service)
+        with page.tabs:
+            with gr.Tab("Explore", id="explore"):
+                explore = Explore(page)
+            with gr.Tab("Search", id="search"):
+                search = Search(page)
+            with gr.Tab("Inspect text", id="inspect"):
+                inspect = Inspect(page)
+            with gr.Tab("About", id="about") as about_tab:
+                about = About(page)
+        for tab in (explore, search, inspect, about):
+            tab.wire()
+        about.on_select(about_tab)
+        _wire(app, page, explore, search, inspect)
+        for name in ENDPOINTS:
+            gr.api(public(getattr(service, name)), api_name=name, concurrency_limit=4)
+    return app.queue(max_size=64, default_concurrency_limit=4)
+
+
+def launch_options() -> dict[str, Any]:
+    """Arguments of `launch()`: the look, and nothing open that need not be."""
+    return {
+        "theme": make_theme(),
+        "css": style(),
+        "head": script(),
+        "allowed_paths": [],
+        "enable_monitoring": False,
+        "footer_links": ["api"],
+        "max_file_size": "1mb",
+        "mcp_server": importlib.util.find_spec("mcp") is not None,
+        "run_history": False,  # prompts may be private: nothing of them is kept but in the address
+        "show_error": False,
+        "ssr_mode": False,
+    }
+
+
+def _head(service: Service) -> Page:
+    import gradio as gr
+
+    names = [served.name for served in service.catalog.served()]
+    with gr.Row(elem_id="hs-head", equal_height=True):
+        gr.HTML(f"<h1>{TITLE}</h1>")
+        sae = gr.Dropdown(
+            names,
+            value=names[0] if names else None,
+            label="Autoencoder",
+            info="or user/repo of the Hub" if service.catalog.visitors else None,
+            allow_custom_value=service.catalog.visitors,
+            elem_id="hs-sae",
+        )
+    status = gr.HTML(present.status(service, ""), elem_id="hs-status")
+    link = gr.Textbox(elem_id="hs-link", **HIDDEN)
+    goto = gr.Textbox(elem_id="hs-goto", **HIDDEN)
+    page = Page(service, sae, gr.Tabs(selected="explore", elem_id="hs-tabs"), link, goto, status)
+    link.change(None, link, js="(query) => hfsae.remember(query)")
+    return page
+
+
+def _wire(app: gr.Blocks, page: Page, explore: Explore, search: Search, inspect: Inspect) -> None:
+    """What concerns several tabs: links, the choice of an autoencoder, and news from the loading thread."""
+    import gradio as gr
+
+    opened = app.load(
+        _opened,
+        None,
+        [page.sae, page.tabs, explore.feature, search.mode, search.query, search.against, inspect.text],
+        **PRIVATE,
+        queue=False,
+    )
+    shown = opened.then(explore.show, [page.sae, explore.feature, explore.own], explore.view, **PRIVATE, **FAST)
+
+    def rest(request: gr.Request, *values: Any) -> list[Any]:
+        """Runs what a link asks for, and gives it back its address."""
+        link = read_link(dict(request.query_params))
+        found: list[Any] = [gr.skip()] * (len(search.view) + len(inspect.view))
+        n = len(search.view)
+        if link.tab == "search" and link.q:
+            found[:n] = search.search(*values[:n_search])
+        if link.tab == "inspect" and link.prompt:
+            found[n:] = inspect.read(*values[n_search:])
+        return found
+
+    n_search = len(search.inputs)
+    shown.then(rest, [*search.inputs, *inspect.inputs], [*search.view, *inspect.view], **PRIVATE, **FAST)
+    news = gr.Timer(1.0)
+    seen = gr.State("")
+    news.tick(
+        lambda sae, before: _news(page.service, explore, sae, before),
+        [page.sae, seen],
+        [page.status, explore.gallery, news, seen],
+        **PRIVATE,
+        queue=False,
+    )
+    chosen = page.sae.input(lambda: None, None, explore.feature, **PRIVATE, queue=False)
+    chosen.then(explore.show, [page.sae, explore.feature, explore.own], explore.view, **PRIVATE, **FAST).then(
+        lambda: gr.Timer(active=True), None, news, **PRIVATE, queue=False
+    )
+    app.load(explore.listed, explore.kept, explore.list, **PRIVATE, queue=False)
+
+
+def _opened(request: gr.Request) -> list[Any]:
+    """What the address of the page asks for."""
+    import gradio as gr
+
+    link = read_link(dict(request.query_params))
+    modes = [value for _, value in MODES]
+    return [
+        link.sae or gr.skip(),
+        gr.Tabs(selected=link.tab),
+        link.feature,
+        link.mode if link.mode in modes else "words",
+        link.q,
+        link.against,
+        link.prompt or gr.skip(),
+    ]
+
+
+def _news(service: Service, explore: Explore, sae: str, before: str) -> list[Any]:
+    """What the loading thread has brought; the clock stops when all is there."""
+    import gradio as gr
+
+    states = present.states(service, sae)
+    if states == before:
+        return [gr.skip()] * 4
+    done = "loading" not in states and "waiting" not in states
+    return [present.status(service, sae), present.gallery(service, sae), gr.Timer(active=not done), states]

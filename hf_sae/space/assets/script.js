@@ -1,0 +1,101 @@
+// One listener for the whole page. Data never brings code: what can be clicked says so by data attributes.
+(() => {
+  "use strict";
+
+  const box = (id) => document.querySelector(`#${id} textarea, #${id} input`);
+  let count = 0;
+
+  // Puts a value into one of Gradio's boxes as if it had been typed.
+  function send(id, value) {
+    const target = box(id);
+    if (!target) return;
+    const kind = target.tagName === "TEXTAREA" ? HTMLTextAreaElement : HTMLInputElement;
+    Object.getOwnPropertyDescriptor(kind.prototype, "value").set.call(target, value);
+    target.dispatchEvent(new Event("input", { bubbles: true }));
+  }
+
+  const press = (id) => document.getElementById(id)?.click();
+  const shown = (id) => Boolean(document.getElementById(id)?.offsetParent);
+
+  // A number that counts up makes every click another value.
+  const message = (facts) => JSON.stringify({ ...facts, click: ++count });
+
+  function follow(element) {
+    const { latent, sae, position, row } = element.dataset;
+    if (latent !== undefined) send("hs-goto", message({ feature: Number(latent), sae: sae || "" }));
+    else if (position !== undefined && element.closest("#hs-grid")) send("hs-sort", message({ position: Number(position) }));
+    else if (position !== undefined && element.closest("#hs-streams"))
+      send("hs-token", message({ position: Number(position), row: Number(row || 0) }));
+    else return false;
+    return true;
+  }
+
+  document.addEventListener("click", (event) => {
+    if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.shiftKey) return;
+    const element = event.target.closest?.("[data-latent], [data-position]");
+    if (element && follow(element)) event.preventDefault();
+  });
+
+  function typing(element) {
+    return element?.closest?.("input, textarea, select, [contenteditable], [role=tab], [role=listbox]");
+  }
+
+  document.addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    const clicked = event.target.closest?.("[data-latent], [data-position]");
+    if (clicked && clicked.tagName !== "A" && clicked.tagName !== "BUTTON" && (event.key === "Enter" || event.key === " ")) {
+      if (follow(clicked)) event.preventDefault();
+      return;
+    }
+    if (typing(event.target)) return;
+    const keys = { ArrowLeft: "hs-previous", ArrowRight: "hs-next", r: "hs-random" };
+    if (event.key === "/") {
+      event.preventDefault();
+      window.hfsae.search();
+    } else if (keys[event.key] && shown("hs-explore")) {
+      event.preventDefault();
+      press(keys[event.key]);
+    }
+  });
+
+  async function copy(text, button) {
+    try {
+      await navigator.clipboard.writeText(text);
+    } catch {
+      const area = document.createElement("textarea");
+      area.value = text;
+      document.body.append(area);
+      area.select();
+      document.execCommand("copy");
+      area.remove();
+    }
+    const target = button && document.getElementById(button);
+    if (!target) return;
+    const before = target.textContent;
+    target.textContent = "Copied";
+    setTimeout(() => { target.textContent = before; }, 1200);
+  }
+
+  window.hfsae = {
+    // What the page shows, in the address bar: a reload and a link bring it back.
+    remember(query) {
+      const keep = new URLSearchParams(location.search);
+      const theme = keep.get("__theme");
+      const parts = [query, theme ? `__theme=${encodeURIComponent(theme)}` : ""].filter(Boolean).join("&");
+      history.replaceState(history.state, "", parts ? `?${parts}` : location.pathname);
+    },
+    copyLink: (button) => copy(location.href, button),
+    copy,
+    search() {
+      for (const tab of document.querySelectorAll("[role=tab]")) if (tab.textContent.trim() === "Search") tab.click();
+      setTimeout(() => box("hs-query")?.focus(), 60);
+    },
+    save(items) {
+      const link = document.createElement("a");
+      link.href = URL.createObjectURL(new Blob([JSON.stringify(items ?? [], null, 1)], { type: "application/json" }));
+      link.download = "features.json";
+      link.click();
+      setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+    },
+  };
+})();
