@@ -8,19 +8,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
-from ..errors import HookPointError
-from ..hooks import Call, edit
-from ..hosts import resolve
+from ..hooks import edit
 from ..hosts.fingerprints import warn_of_another_host
-from .delta import BoundEdits
-from .edits import Edit, OfMax, OfNorm, Strength, ablate, add, as_edits, clamp, scale
+from .placed import Edits, PlacedEdits, RowEdits
 from .positions import Positions, Where
 
 
@@ -30,9 +24,7 @@ if TYPE_CHECKING:
     from ..models.modeling_sae import SAE
 
 
-__all__ = ["Edit", "OfMax", "OfNorm", "Strength", "ablate", "add", "clamp", "scale", "steer"]
-
-Edits = Edit | Sequence[Edit] | None
+__all__ = ["steer"]
 
 
 @contextmanager
@@ -72,7 +64,7 @@ def steer(
     where = Where(host, positions, include_special, tokenizer)
     for each, _ in pairs:
         warn_of_another_host(each, host, tokenizer, stacklevel=4)  # 4: past contextlib
-    steerings = [_Steering(host, each, plan, where) for each, plan in pairs]
+    steerings = [PlacedEdits(host, each, plan, where) for each, plan in pairs]
     with ExitStack() as stack:
         for steering in steerings:
             for point, function in steering.hooks():
@@ -80,137 +72,14 @@ def steer(
         yield
 
 
-def _by_sae(sae: Any, edits: Edits, rows: Sequence[Edits] | None) -> list[tuple[SAE, _Plan]]:
+def _by_sae(sae: Any, edits: Edits, rows: Sequence[Edits] | None) -> list[tuple[SAE, RowEdits]]:
     if isinstance(sae, Mapping):
         if edits is not None or rows is not None:
             raise TypeError(
                 "steer(host, {sae: edits}) takes the edits from the dictionary. Leave edits= and rows= out; for rows of "
                 "several autoencoders nest one steer(host, sae, rows=[…]) per autoencoder."
             )
-        return [(each, _Plan(its_edits, None)) for each, its_edits in sae.items()]
+        return [(each, RowEdits(its_edits, None)) for each, its_edits in sae.items()]
     if edits is not None and rows is not None:
         raise TypeError("steer takes edits for all rows or rows=[…], not both. Put the common edits into each row.")
-    return [(sae, _Plan(edits, rows))]
-
-
-class _Plan:
-    """Which rows of the batch get which edits; one group of all rows where no rows were told apart."""
-
-    def __init__(self, edits: Edits, rows: Sequence[Edits] | None) -> None:
-        self.n_rows = None if rows is None else len(rows)
-        self.groups: dict[tuple[Edit, ...], list[int]] = {}
-        if rows is None:
-            self.groups[as_edits(edits)] = []
-        for row, its_edits in enumerate(rows or ()):
-            # rows with equal edits are encoded together
-            self.groups.setdefault(as_edits(its_edits), []).append(row)
-        self.groups.pop((), None)
-
-
-class _Steering:
-    """One autoencoder's edits in one host."""
-
-    def __init__(self, host: PreTrainedModel, sae: SAE, plan: _Plan, where: Where) -> None:
-        self.hook_in, self.hook_out = _places(host, sae)
-        self.sae, self.plan, self.where = sae, plan, where
-        self.groups = [(rows, BoundEdits(sae, edits)) for edits, rows in plan.groups.items()]
-        self.reads = self.hook_in != self.hook_out and any(bound.needs_latents for _, bound in self.groups)
-        self.source: Tensor | None = None
-
-    def hooks(self) -> list[tuple[str, Callable[[Tensor, Call], Tensor]]]:
-        """Places and what to do there; none where nothing is edited, so that the host runs as if alone."""
-        if not self.groups and self.plan.n_rows is None:
-            return []
-        write = (self.hook_out, self.write)
-        return [(self.hook_in, self.remember), write] if self.reads else [write]
-
-    def remember(self, x: Tensor, call: Call) -> Tensor:
-        """Keeps what the transcoder reads until its output place comes."""
-        _check_width(self.sae, "d_in", x.shape[-1], self.hook_in)
-        self.source = x
-        return x
-
-    def write(self, x: Tensor, call: Call) -> Tensor:
-        """`x` `[batch, tokens, d_out]` with the edits of its rows."""
-        _check_width(self.sae, "d_out", x.shape[-1], self.hook_out)
-        source = self._take(x) if self.reads else x
-        if x.dim() == 2 and call.input_ids is not None and call.input_ids.numel() == len(x):
-            # some modules see all tokens of a batch as one list
-            shape = call.input_ids.shape
-            return self._edit(x.view(*shape, -1), source.view(*shape, -1), call).view_as(x)
-        return self._edit(x, source, call)
-
-    def _edit(self, x: Tensor, source: Tensor, call: Call) -> Tensor:
-        keep = self.where(x, call)
-        self._check_rows(x, call)
-        out = x
-        for rows, bound in self.groups:
-            selected = keep
-            if self.plan.n_rows is not None:
-                mine = _descend_from(rows, x, call)
-                selected = mine.expand(x.shape[:-1]) if keep is None else mine & keep
-            out = _apply(bound, out, source, selected)
-        return out
-
-    def _check_rows(self, x: Tensor, call: Call) -> None:
-        if self.plan.n_rows is None:
-            return
-        batch = int(call.rows.max()) + 1
-        if self.plan.n_rows != batch or len(call.rows) != len(x):
-            raise ValueError(
-                f"rows= has {self.plan.n_rows} entries, and the batch has {batch} rows (the activation at {self.hook_out!r} "
-                f"has {len(x)}). Give one entry per prompt; None leaves a row alone."
-            )
-
-    def _take(self, x: Tensor) -> Tensor:
-        source, self.source = self.source, None
-        if source is None or source.shape[:-1] != x.shape[:-1]:
-            raise HookPointError(
-                f"{self.hook_out!r} came without {self.hook_in!r} before it (or with other tokens), so the transcoder has "
-                "nothing to read there. It fits hosts in which hook_in runs first."
-            )
-        return source
-
-
-def _descend_from(rows: list[int], x: Tensor, call: Call) -> Tensor:
-    """`[batch, 1]`: which rows of this call stem from the given rows of the prompts."""
-    mine = torch.isin(call.rows.to(x.device), torch.tensor(rows, device=x.device))
-    return mine.view(-1, *[1] * (x.dim() - 2))
-
-
-def _apply(bound: BoundEdits, x: Tensor, source: Tensor, selected: Tensor | None) -> Tensor:
-    if selected is None:
-        target, read = x.flatten(0, -2), source.flatten(0, -2)
-    else:
-        target, read = x[selected], source[selected]
-    if not len(target):
-        return x
-    delta, touched = bound(read, target)
-    changed = torch.where(touched, (target + delta).to(x.dtype), target)
-    if selected is None:
-        return changed.view(x.shape)
-    return x.clone().masked_scatter(selected.unsqueeze(-1), changed)
-
-
-def _places(host: PreTrainedModel, sae: SAE) -> tuple[str, str]:
-    """Where the autoencoder reads and writes, after checking that it fits there."""
-    config = sae.config
-    hook_in, hook_out = config.hook_in, config.hook_out or config.hook_in
-    if not isinstance(hook_in, str) or not isinstance(hook_out, str):
-        raise HookPointError(
-            f"steering needs one place to read and one to write, and the autoencoder has hook_in={hook_in!r} and "
-            f"hook_out={config.hook_out!r}. Set sae.config.hook_in, such as 'resid_post.6'."
-        )
-    # the structure may not say how wide a place is; then its first activation does
-    _check_width(sae, "d_in", resolve(host, hook_in).place.width, hook_in)
-    _check_width(sae, "d_out", resolve(host, hook_out).place.width, hook_out)
-    return hook_in, hook_out
-
-
-def _check_width(sae: SAE, name: str, width: int | None, point: str) -> None:
-    expected = getattr(sae.config, name)
-    if width is not None and width != expected:
-        raise HookPointError(
-            f"{point!r} is {width} wide, and the autoencoder has {name}={expected}. Use the host it was trained on "
-            f"({sae.config.base_model or 'not recorded in its config'}), or another autoencoder."
-        )
+    return [(sae, RowEdits(edits, rows))]

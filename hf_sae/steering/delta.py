@@ -60,7 +60,8 @@ class BoundEdits:
 
     def __init__(self, sae: SAE, edits: tuple[Edit, ...]) -> None:
         self.sae = sae
-        self.latents = sorted({latent for edit in edits for latent in edit.latents})
+        triggers = {edit.trigger.latent for edit in edits if edit.trigger is not None and edit.latents}
+        self.latents = sorted({latent for edit in edits for latent in edit.latents} | triggers)
         if self.latents and self.latents[-1] >= sae.config.d_sae:
             raise ValueError(
                 f"latent {self.latents[-1]} does not exist: this autoencoder has d_sae={sae.config.d_sae}. Choose one from "
@@ -129,6 +130,9 @@ class BoundEdits:
         for step in self.steps:
             now = latents[:, step.columns] + change[:, step.columns]
             delta = step.edit.delta(now, step.strength(length, per_unit))
+            if (trigger := step.edit.trigger) is not None:
+                fires = latents[:, self.latents.index(trigger.latent)] > trigger.above
+                delta = torch.where(fires.unsqueeze(-1), delta, 0)
             change[:, step.columns] = change[:, step.columns] + delta
         return self.sae.to_output_units(change @ self.rows.to(dtype), norm), (change != 0).any(-1, keepdim=True)
 

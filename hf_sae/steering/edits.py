@@ -6,7 +6,7 @@ import math
 import operator
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -40,20 +40,39 @@ Strength = float | OfMax | OfNorm
 
 
 @dataclass(frozen=True)
+class Trigger:
+    """Where an edit holds: only on tokens on which `latent` is above `above`, before any edit."""
+
+    latent: int
+    above: float = 0.0
+
+
+@dataclass(frozen=True)
 class Edit(ABC):
     """An operation on some latents; made by [`add`], [`clamp`], [`scale`] and [`ablate`].
 
     Args:
         strengths (`tuple`): pairs of a latent and how strongly.
+        trigger ([`Trigger`], *optional*): restricts it to some tokens; set by [`when`].
     """
 
     strengths: tuple[tuple[int, Strength], ...]
-    needs_latents: ClassVar[bool] = True
+    trigger: Trigger | None = None
+    reads_latents: ClassVar[bool] = True
 
     @property
     def latents(self) -> tuple[int, ...]:
         """The latents that it may change."""
         return tuple(latent for latent, _ in self.strengths)
+
+    @property
+    def needs_latents(self) -> bool:
+        """Whether the activation has to be encoded for it."""
+        return self.reads_latents or self.trigger is not None
+
+    def times(self, factor: float) -> Edit:
+        """The same edit, `factor` times as strong: 0 does nothing where the operation has such a strength."""
+        return replace(self, strengths=tuple((latent, _times(value, factor)) for latent, value in self.strengths))
 
     @abstractmethod
     def delta(self, latents: Tensor, strength: Tensor) -> Tensor:
@@ -63,7 +82,7 @@ class Edit(ABC):
 class Add(Edit):
     """`z' = z + strength`, whether the latent fires or not."""
 
-    needs_latents = False
+    reads_latents = False
 
     def delta(self, latents: Tensor, strength: Tensor) -> Tensor:
         """`strength`."""
@@ -89,6 +108,11 @@ class Raise(Edit):
 class Scale(Edit):
     """`z' = strength * z`: nothing happens where the latent does not fire."""
 
+    def times(self, factor: float) -> Edit:
+        """The same edit with its distance from 1, the factor that changes nothing, `factor` times as large."""
+        plain = ((j, value) for j, value in self.strengths if isinstance(value, float))  # `scale` takes no others
+        return replace(self, strengths=tuple((j, 1 + (value - 1) * factor) for j, value in plain))
+
     def delta(self, latents: Tensor, strength: Tensor) -> Tensor:
         """`(strength - 1) * z`."""
         return (strength - 1) * latents
@@ -96,6 +120,10 @@ class Scale(Edit):
 
 class Ablate(Edit):
     """`z' = 0`."""
+
+    def times(self, factor: float) -> Edit:
+        """The same edit: there is no zeroing twice as much."""
+        return self
 
     def delta(self, latents: Tensor, strength: Tensor) -> Tensor:
         """`-z`."""
@@ -162,6 +190,24 @@ def ablate(latents: Iterable[int] | int) -> Edit:
     return Ablate(tuple((latent, 0.0) for latent in dict.fromkeys(_latent(each, "ablate") for each in several)))
 
 
+def when(edit: Edit, latent: int, above: float = 0.0) -> Edit:
+    """The same edit, only on tokens on which a latent of the same autoencoder fires more than `above`.
+
+    The latent is looked at as the autoencoder has it before any edit: an edit cannot trigger another one.
+
+    Args:
+        edit ([`Edit`]): what to do there.
+        latent (`int`): which latent has to fire.
+        above (`float`): its least activation, in latent units.
+
+    Raises:
+        TypeError: if `edit` is not an edit, or the latent or number is none.
+        ValueError: for a negative latent, or a number that is not finite.
+    """
+    (one,) = as_edits(edit)
+    return replace(one, trigger=Trigger(_latent(latent, "when"), _finite(above, "when")))
+
+
 def as_edits(edits: Any) -> tuple[Edit, ...]:
     """One edit, several or none as a tuple.
 
@@ -174,6 +220,12 @@ def as_edits(edits: Any) -> tuple[Edit, ...]:
             f"{edits!r} is not an edit. Give add({{…}}), clamp({{…}}), scale({{…}}) or ablate([…]), or a list of them."
         )
     return tuple(several)
+
+
+def _times(strength: Strength, factor: float) -> Strength:
+    if isinstance(strength, (OfMax, OfNorm)):
+        return type(strength)(strength.factor * factor)
+    return strength * factor
 
 
 def _pairs(strengths: Any, name: str) -> tuple[tuple[int, Strength], ...]:

@@ -36,7 +36,7 @@ class Where:
     def __init__(self, host: PreTrainedModel, positions: Any, include_special: bool, tokenizer: Any) -> None:
         self.positions = _checked(positions)
         self.include_special = include_special
-        self.bos = _bos_ids(host, tokenizer)
+        self.bos = bos_ids(host, tokenizer)
 
     def __call__(self, x: Tensor, call: Call) -> Tensor | None:
         """`[batch, tokens]` on the device of `x`; `None` for all of them.
@@ -139,7 +139,8 @@ def _real(call: Call, shape: tuple[int, ...]) -> Tensor | None:
     return mask[:, -shape[1] :] != 0
 
 
-def _bos_ids(host: PreTrainedModel, tokenizer: Any) -> list[int]:
+def bos_ids(host: PreTrainedModel, tokenizer: Any) -> list[int]:
+    """What begins a text: as the tokenizer says, or without one the host's config."""
     if tokenizer is not None:
         bos = tokenizer.bos_token_id
     else:
