@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import present
 from .links import Link, read_link
-from .page import FAST, HIDDEN, PRIVATE, Page, notice, public
+from .page import FAST, HIDDEN, PRIVATE, Page, public, with_request
 from .service import Service
 from .tabs.about import About
 from .tabs.explore import Explore
@@ -102,7 +102,7 @@ def _wire(app: gr.Blocks, page: Page, explore: Explore, search: Search, inspect:
     import gradio as gr
 
     opened = app.load(
-        _opened,
+        with_request(_opened),
         None,
         [page.sae, page.tabs, explore.feature, search.mode, search.query, search.against, inspect.text],
         **PRIVATE,
@@ -122,7 +122,7 @@ def _wire(app: gr.Blocks, page: Page, explore: Explore, search: Search, inspect:
         return found
 
     n_search = len(search.inputs)
-    shown.then(rest, [*search.inputs, *inspect.inputs], [*search.view, *inspect.view], **PRIVATE, **FAST)
+    shown.then(with_request(rest), [*search.inputs, *inspect.inputs], [*search.view, *inspect.view], **PRIVATE, **FAST)
     news = gr.Timer(1.0)
     seen = gr.State("")
     news.tick(

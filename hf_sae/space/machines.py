@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Hashable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
-
-from .limits import RequestError
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
 
 
 if TYPE_CHECKING:
@@ -18,31 +14,6 @@ if TYPE_CHECKING:
     from ..models import SAE
 
 T = TypeVar("T")
-SECONDS = 60.0  # that somebody waits for the host, which others use too
-
-
-class HostThread:
-    """Runs functions one after the other in a thread of its own."""
-
-    def __init__(self) -> None:
-        self._executor = ThreadPoolExecutor(1, "host")
-
-    def call(self, function: Callable[[], T]) -> T:
-        """What a function returns, once its turn has come.
-
-        Raises:
-            RequestError: if that takes more than a minute.
-        """
-        job = self._executor.submit(function)
-        try:
-            return job.result(timeout=SECONDS)
-        except TimeoutError as error:
-            job.cancel()
-            raise RequestError("the host is busy. Try again in a moment, or with a shorter text.") from error
-
-    def close(self) -> None:
-        """Lets the thread end; what waits is not run."""
-        self._executor.shutdown(wait=False, cancel_futures=True)
 
 
 @dataclass
@@ -52,24 +23,29 @@ class Machine:
     Args:
         host (`PreTrainedModel`), tokenizer: the model.
         name (`str`): of the host.
-        saes (`dict[str, SAE]`): by the name under which they are served.
     """
 
     host: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     name: str
-    saes: dict[str, SAE] = field(default_factory=dict)
-    engine: Any = field(default_factory=HostThread)
-    _pid: int = field(default_factory=os.getpid)
+
+    def __post_init__(self) -> None:
+        from ..steering import SteeringEngine
+
+        self.engine = SteeringEngine(self.host, self.tokenizer, max_rows=64)
 
     def call(self, function: Callable[[], T]) -> T:
-        """Runs a function in the thread of the host. In a process that was forked for one call (ZeroGPU), which has no
-        threads but its own, at once."""
-        return function() if os.getpid() != self._pid else self.engine.call(function)
+        """What a function returns that runs in the thread of the host, between two steps of whatever is decoded there."""
+        return self.engine.call(function)
 
     def close(self) -> None:
-        """Ends the thread."""
+        """Stops what runs and ends the thread."""
         self.engine.close()
+
+    @property
+    def saes(self) -> dict[str, SAE]:
+        """The autoencoders by the name under which they are served, which is also their name in steering plans."""
+        return self.engine.saes
 
 
 class Machines:
@@ -85,7 +61,7 @@ class Machines:
         if machine is None:
             machine = load()
         sae.to(machine.host.device)
-        machine.call(lambda: machine.saes.update({name: sae}))
+        machine.call(lambda: machine.engine.add(name, sae))
         with self._lock:
             self._by_key[key] = machine
         return machine

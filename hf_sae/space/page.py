@@ -87,6 +87,14 @@ def problem(error: RequestError) -> str:
     return notice(str(error), "problem")
 
 
+def with_request(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A handler whose argument `request` Gradio fills in: it looks for the class itself, which no module here imports."""
+    import gradio as gr
+
+    function.__annotations__["request"] = gr.Request
+    return function
+
+
 def public(function: Callable[..., Any]) -> Callable[..., Any]:
     """A function of the service as an endpoint: its errors reach the caller in words."""
 

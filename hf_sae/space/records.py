@@ -39,7 +39,8 @@ def feature_json(record: FeatureRecord, labels: dict[int, str], n_tokens: int | 
         "labels": sorted(map(_label, record.explanations), key=lambda label: -(label["score"] or -1.0)),
         "promoted": _tokens(facts["pos_tokens"], facts["pos_logits"]),
         "suppressed": _tokens(facts["neg_tokens"], facts["neg_logits"]),
-        "histogram": {"counts": facts["hist_counts"], "edges": [finite(edge) for edge in facts["hist_edges"]]},
+        "histogram": _histogram(facts["hist_counts"], facts["hist_edges"]),
+        "logit_histogram": _histogram(facts["logit_hist_counts"], facts["logit_hist_edges"]),
         "neighbours": [{"feature": j, "cosine": finite(cos), "label": labels.get(j)} for j, cos in near],
         "coactive": [{"feature": j, "tokens": n, "label": labels.get(j)} for j, n in together],
         "examples": [_example(row) for row in record.examples],
@@ -108,6 +109,10 @@ def finite(value: Any) -> float | None:
     return None if value is None or not math.isfinite(value) else float(value)
 
 
+def _histogram(counts: list[int], edges: list[float]) -> Json:
+    return {"counts": list(counts or ()), "edges": [finite(edge) or 0.0 for edge in edges or ()]}
+
+
 def _label(row: Json) -> Json:
     created = row.get("created")
     return {
@@ -120,6 +125,7 @@ def _label(row: Json) -> Json:
         "low": finite(row["score_low"]),
         "high": finite(row["score_high"]),
         "judged": row["score_count"],
+        "failed": row["score_failed"],
         "counterexamples": list(row["counterexamples"] or ()),
         "created": created.date().isoformat() if created is not None else None,
     }

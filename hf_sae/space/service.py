@@ -91,7 +91,9 @@ class Service:
         labels = labels_of(served.index.peek(), found.sae_id, related(record))
         facts = served.facts
         where = {key: facts[key] for key in ("d_sae", "hook_in", "hook_out", "base_model", "architecture")}
-        return {"sae": served.name, **where, **feature_json(record, labels, source.n_tokens)}
+        note = str(found.dataset.data.get("logit_effects") or "")
+        about = {"sae": served.name, **where, "logit_effects": note}
+        return {**about, **feature_json(record, labels, source.n_tokens)}
 
     def inspect_text(self, text: str, sae: str = "", top: int = 5) -> dict[str, Any]:
         """Reads a text with the host model and gives the strongest features on each of its tokens.
@@ -196,6 +198,15 @@ class Service:
     def label(self, feature: int, sae: str = "") -> str | None:
         """The best label of a feature, where the index is there and knows one."""
         return self._labels(self.catalog.find(sae), [feature]).get(feature)
+
+    def maximum(self, feature: int, sae: str = "") -> float | None:
+        """The strongest activation of a feature in its dataset, where the index is there."""
+        served = self.catalog.find(sae)
+        found, index = served.features.peek(), served.index.peek()
+        if found is None or index is None:
+            return None
+        hits = index.store.hits({index.store.start[found.sae_id] + feature: 0.0}, {})
+        return abs(hits[0].max_act) if hits and hits[0].max_act else None
 
     def _part(self, part: Later[Any]) -> Any:
         return part.get(self.patience)

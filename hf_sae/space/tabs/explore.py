@@ -6,6 +6,7 @@ import json
 import random
 from typing import Any
 
+from ...views import feature_skeleton
 from .. import present, snippets
 from ..limits import MAX_TEXT, RequestError
 from ..links import Link
@@ -38,7 +39,7 @@ class Explore:
             elem_id="hs-own",
         )
         self.strip = gr.HTML("", elem_id="hs-own-strip", min_height=24)
-        self.body = gr.HTML(present.skeleton(), elem_id="hs-explore", min_height=480)
+        self.body = gr.HTML(feature_skeleton(), elem_id="hs-explore", min_height=480)
         with gr.Accordion("Start here: features that are easy to read", open=False, elem_id="hs-gallery-box"):
             self.gallery = gr.HTML("", elem_id="hs-gallery")
         with gr.Accordion("Your list (kept in this browser)", open=False):
@@ -81,7 +82,7 @@ class Explore:
             return [feature, problem(error), "", Link(sae=self.page.named(sae)).query(), "", ""]
         number = found["feature"]
         served = self.page.service.catalog.find(sae)
-        snippet = snippets.feature_snippet(served.origin, number, present.strength(found))
+        snippet = snippets.feature_snippet(served.origin, number, present.turned_up(found))
         link = Link(sae=self.page.named(sae), feature=number)
         strip = self.read(sae, number, own) if own else ""
         return [number, present.feature(found), strip, link.query(), snippet.python, snippet.command]
@@ -129,7 +130,7 @@ class Explore:
             found = self.page.service.activations_on(own, self.first(sae) if feature is None else feature, sae)
         except RequestError as error:
             return problem(error)
-        return present.strip(found)
+        return present.strip(found, self.page.service.maximum(found["feature"], sae))
 
     def add(self, sae: str, feature: float | None, kept: Any) -> tuple[list[dict[str, Any]], str]:
         """The list with the feature that is shown."""
