@@ -24,6 +24,7 @@ from .sources import Features, Given, Source, Visited
 if TYPE_CHECKING:
     from ..features.index import FeatureIndex
     from ..models import SAE
+    from ..steering.recipes import Preset
 
 VISITORS = 4  # autoencoders of visitors in memory at once
 PATIENCE = 30.0  # seconds that a request waits for what is still loading
@@ -112,6 +113,11 @@ class Served:
     def readme(self) -> str:
         """Its card as Markdown, or `""`; read when somebody asks for it."""
         return self.source.card()
+
+    @cached_property
+    def presets(self) -> list[Preset]:
+        """Edits that its author recommends; read when somebody asks for them."""
+        return self.source.presets()
 
     @property
     def status(self) -> dict[str, str]:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from ..features.reading import FeatureDataset
     from ..models import SAE
+    from ..steering.recipes import Preset
 
     Pair = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
@@ -49,6 +50,9 @@ class Source(Protocol):
 
     def card(self) -> str:
         """Its README, or `""`."""
+
+    def presets(self) -> list[Preset]:
+        """Edits that its author recommends."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +119,13 @@ class Given:
 
         return _readme(open_files(self.repo, self.subfolder))
 
+    def presets(self) -> list[Preset]:
+        """Those of its `presets.json`."""
+        from ..conversion.files import open_files
+        from ..steering.recipes import load_presets
+
+        return load_presets(open_files(self.repo, self.subfolder))
+
 
 @dataclass(frozen=True)
 class Visited:
@@ -177,6 +188,13 @@ class Visited:
         from ..conversion.files import open_files
 
         return _readme(open_files(self.place.repo, self.place.subfolder, token=False))
+
+    def presets(self) -> list[Preset]:
+        """Those of its `presets.json`."""
+        from ..conversion.files import open_files
+        from ..steering.recipes import load_presets
+
+        return load_presets(open_files(self.place.repo, self.place.subfolder, token=False))
 
 
 def sae_id_of(dataset: FeatureDataset, repo: str, subfolder: str) -> str:
