@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode
 
@@ -33,6 +33,7 @@ class Link:
         against (`str`): the other side of a contrast.
         prompt (`str`): the text to inspect or to steer.
         edits (`tuple` of `dict`): of steering, as JSON values.
+        options (`dict`): of steering, as plain values.
     """
 
     tab: str = "explore"
@@ -43,6 +44,7 @@ class Link:
     against: str = ""
     prompt: str = ""
     edits: tuple[dict[str, Any], ...] = ()
+    options: dict[str, Any] = field(default_factory=dict)
 
     def query(self) -> str:
         """As the query of an address, without `?`; what is as by default is left out."""
@@ -50,6 +52,8 @@ class Link:
         pairs = [(name, getattr(self, name)) for name in _ORDER if getattr(self, name) != getattr(plain, name)]
         if self.edits:
             pairs.append(("edits", json.dumps(list(self.edits), separators=(",", ":"), ensure_ascii=False)))
+        if self.options:
+            pairs.append(("options", json.dumps(self.options, separators=(",", ":"), ensure_ascii=False)))
         return urlencode([(name, str(value)) for name, value in pairs], quote_via=quote, errors="surrogatepass")
 
     def at(self, **changes: Any) -> Link:
@@ -84,6 +88,7 @@ def read_link(query: str | Mapping[str, str]) -> Link:
             against=given.get("against", ""),
             prompt=given.get("prompt", ""),
             edits=_edits(given.get("edits", "")),
+            options=next(iter(_edits(f"[{given['options']}]")), {}) if "options" in given else {},
         )
     )
 
@@ -99,6 +104,7 @@ def _bounded(link: Link) -> Link:
         against=link.against[:MAX_QUERY],
         prompt=link.prompt[:MAX_LINK_TEXT],
         edits=tuple(link.edits[:MAX_EDITS]),
+        options=link.options if _flat(link.options) and len(link.options) <= MAX_EDITS else {},
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ConfigError, DataError, HookPointError
+from ..errors import EngineBusyError
 from . import gallery, limits
 from .catalog import PATIENCE, Catalog, Served
 from .later import Later
@@ -325,6 +325,6 @@ class words:  # noqa: N801
         return None
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
-        # ValueError and RuntimeError: the steering engine says so of strengths, latents and a full queue
-        if isinstance(error, ConfigError | OSError | ValueError) or type(error).__name__ == "EngineBusyError":
+        # ValueError: the typed errors, and what the steering engine says of latents and strengths that cannot be
+        if isinstance(error, ValueError | OSError | EngineBusyError):
             raise RequestError(str(error)) from error

@@ -5,7 +5,12 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+
+if TYPE_CHECKING:
+    from ..steering.recipes import EditRow
+    from .steering import Ask
 
 
 @dataclass(frozen=True)
@@ -82,23 +87,76 @@ def inspect_snippet(origin: Origin, text: str, top: int) -> Snippet:
     return Snippet(_text([*_pair(origin), "", f"print(top_features(sae, host, tokenizer, {_quoted(text)}, k={top}))"]))
 
 
+def steer_snippet(origin: Origin, ask: Ask) -> Snippet:
+    """The texts of a steering request."""
+    from ..steering.recipes import rows_from_json
+
+    rows = [row for row in rows_from_json(ask.edits) if row.on]
+    edits = [row.python() for row in rows]
+    names = sorted({name for edit in edits for name in _NAMES if f"{name}(" in edit} | _ENGINE)
+    head = _pair(origin, "")
+    told = f", Variant(\"Prompt only\", instruction={_quoted(ask.instruction)})" if ask.instruction else ""
+    more = f", *sweep(plan, {list(ask.sweep)})" if ask.sweep else ""
+    off = ', Variant("Ablated", plan.ablated())' if ask.ablation else ""
+    names += ["sweep"] if ask.sweep else []
+    prompt = [{"role": "user", "content": str(ask.prompt)}] if ask.chat else str(ask.prompt)
+    sampling = f"Sampling({float(ask.temperature):g}, top_p={float(ask.top_p):g}, seed={int(ask.seed)})"
+    lines = [
+        *head[:1],
+        f"from hf_sae.steering import {', '.join(names)}",
+        *head[1:],
+        f"plan = SteeringPlan({{\"\": [{', '.join(edits)}]}}, {_quoted(ask.positions)})",
+        f'variants = (Variant("Baseline"), Variant("Steered", plan){off}{told}{more})',
+        f"request = SteeringRequest({prompt!r}, variants, {int(ask.max_new_tokens)}, {sampling})",
+        'with SteeringEngine(host, tokenizer, {"": sae}) as engine:',
+        "    for stream in engine.generate(request):",
+        "        print(stream.name, stream.coherence, repr(stream.text))",
+    ]
+    return Snippet(_text(lines), _steer_command(origin, ask, rows))
+
+
+_ENGINE = {"Sampling", "SteeringEngine", "SteeringPlan", "SteeringRequest", "Variant"}
+_NAMES = ("OfMax", "OfNorm", "ablate", "add", "clamp", "scale", "when")
+
+
+def _steer_command(origin: Origin, ask: Ask, rows: Sequence[EditRow]) -> str:
+    units = {"max": "x", "norm": "n", "latent": ""}
+    arguments = ["--subfolder", origin.subfolder] if origin.subfolder else []
+    for row in rows:
+        strength = "" if row.operation == "ablate" else f"={row.strength:g}{'' if row.operation == 'scale' else units[row.unit]}"
+        trigger = "" if row.when is None else f"@{row.when}"
+        arguments += ["--feature", f"{row.operation}:{row.feature}{strength}{trigger}"]
+    arguments += [f"--prompt={ask.prompt}", "--max-new-tokens", str(int(ask.max_new_tokens))]
+    if ask.sweep:
+        arguments += ["--sweep", ",".join(f"{factor:g}" for factor in ask.sweep)]
+    arguments += ["--ablation"] if ask.ablation else []
+    arguments += [f"--instruction={ask.instruction}"] if ask.instruction else []
+    arguments += ["--chat"] if ask.chat else []
+    arguments += ["--positions", ask.positions] if ask.positions != "all" else []
+    if float(ask.temperature):
+        arguments += ["--sample", "--temperature", f"{float(ask.temperature):g}", "--top-p", f"{float(ask.top_p):g}"]
+        arguments += ["--seed", str(int(ask.seed))]
+    return _command("hf-sae steer", origin.sae, *arguments, *_host(origin))
+
+
 def _sae(origin: Origin) -> list[str]:
     folder = f", subfolder={_quoted(origin.subfolder)}" if origin.subfolder else ""
     return ["from hf_sae import AutoSAE", "", f"sae = AutoSAE.from_pretrained({_quoted(origin.sae)}{folder})"]
 
 
-def _pair(origin: Origin) -> list[str]:
+def _pair(origin: Origin, also: str = ", top_features") -> list[str]:
+    """Host, tokenizer and autoencoder; `also` is what else is imported of hf_sae."""
     folder = f", subfolder={_quoted(origin.subfolder)}" if origin.subfolder else ""
     sae = f"sae = AutoSAE.from_pretrained({_quoted(origin.sae)}{folder})"
     if origin.host is None:
         return [
-            "from hf_sae import AutoSAE, default_host, top_features",
+            f"from hf_sae import AutoSAE, default_host{also}",
             "",
             "host, tokenizer = default_host()",
             sae,
         ]
     return [
-        "from hf_sae import AutoSAE, top_features",
+        f"from hf_sae import AutoSAE{also}",
         "from hf_sae.hosts.loading import load_host",
         "",
         f"host, tokenizer = load_host({_quoted(origin.host)})",
