@@ -6,13 +6,14 @@ import importlib.util
 from typing import TYPE_CHECKING, Any
 
 from . import present
-from .links import Link, read_link
+from .links import read_link
 from .page import FAST, HIDDEN, PRIVATE, Page, public, with_request
 from .service import Service
 from .tabs.about import About
 from .tabs.explore import Explore
 from .tabs.inspect import Inspect
 from .tabs.search import MODES, Search
+from .tabs.steer import Steer
 from .theme import make_theme, script, style
 
 
@@ -27,6 +28,7 @@ ENDPOINTS = (
     "inspect_text",
     "top_features_for_prompt",
     "contrast_texts",
+    "steer",
 )
 
 
@@ -47,12 +49,16 @@ def build_app(service: Service) -> gr.Blocks:
                 search = Search(page)
             with gr.Tab("Inspect text", id="inspect"):
                 inspect = Inspect(page)
+            with gr.Tab("Steer", id="steer") as steer_tab:
+                steer = Steer(page)
             with gr.Tab("About", id="about") as about_tab:
                 about = About(page)
-        for tab in (explore, search, inspect, about):
+        for tab in (explore, search, inspect, steer, about):
             tab.wire()
         about.on_select(about_tab)
+        steer_tab.select(steer.presets, page.sae, steer.preset, **PRIVATE, queue=False)
         _wire(app, page, explore, search, inspect)
+        _wire_steering(app, page, explore, steer)
         for name in ENDPOINTS:
             gr.api(public(getattr(service, name)), api_name=name, concurrency_limit=4)
     return app.queue(max_size=64, default_concurrency_limit=4)
@@ -137,6 +143,23 @@ def _wire(app: gr.Blocks, page: Page, explore: Explore, search: Search, inspect:
         lambda: gr.Timer(active=True), None, news, **PRIVATE, queue=False
     )
     app.load(explore.listed, explore.kept, explore.list, **PRIVATE, queue=False)
+
+
+def _wire_steering(app: gr.Blocks, page: Page, explore: Explore, steer: Steer) -> None:
+    """From a feature page to the edits, and from a link to the table."""
+    import gradio as gr
+
+    def opened(sae: str, request: gr.Request) -> list[Any]:
+        link = read_link(dict(request.query_params))
+        return steer.opened(sae, link) if link.tab == "steer" else [gr.skip()] * len(steer.settings)
+
+    def from_feature(sae: str, edits: str, feature: float | None) -> list[Any]:
+        return [*steer.added(sae, edits, feature), gr.Tabs(selected="steer")]
+
+    app.load(with_request(opened), page.sae, steer.settings, **PRIVATE, queue=False)
+    explore.steer.click(
+        from_feature, [page.sae, steer.edits, explore.feature], [*steer.edited, page.tabs], **PRIVATE, queue=False
+    )
 
 
 def _opened(request: gr.Request) -> list[Any]:

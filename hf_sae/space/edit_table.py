@@ -35,7 +35,9 @@ def edit_table(rows: Sequence[EditRow], labels: Mapping[int, str], maxima: Mappi
             f'<p class="hs-app-note" {drawn}>No edits yet. Add a feature by its number, press Steer on a feature page, click a '
             "generated token, or choose a preset.</p>"
         )
-    lines = "".join(_row(place, row, labels.get(row.feature), maxima.get(row.feature)) for place, row in enumerate(rows))
+    lines = "".join(
+        _row(place, row, labels.get(row.feature), maxima.get(row.feature)) for place, row in enumerate(rows)
+    )
     return f'<div class="hs-edits" role="table" aria-label="Edits" {drawn}>{lines}</div>'
 
 
@@ -69,5 +71,6 @@ def raw_value(row: EditRow, maximum: float | None) -> str:
 
 def _options(words: Mapping[str, str], chosen: str) -> str:
     return "".join(
-        f'<option value="{value}"{" selected" if value == chosen else ""}>{said}</option>' for value, said in words.items()
+        f'<option value="{value}"{" selected" if value == chosen else ""}>{said}</option>'
+        for value, said in words.items()
     )

@@ -166,9 +166,7 @@ class Service:
             )
         return self._found(served, found, f"features that fire on the text, by {order}")
 
-    def contrast_texts(
-        self, texts_a: list[str], texts_b: list[str], sae: str = "", limit: int = 10
-    ) -> dict[str, Any]:
+    def contrast_texts(self, texts_a: list[str], texts_b: list[str], sae: str = "", limit: int = 10) -> dict[str, Any]:
         """Finds the features that tell two sets of texts apart: those whose mean activation differs most.
 
         Args:
@@ -224,7 +222,9 @@ class Service:
             try:
                 streams = run.result(MAX_SECONDS)
             except TimeoutError as error:
-                raise RequestError(f"it took more than {MAX_SECONDS:.0f} s. Ask for fewer tokens or variants.") from error
+                raise RequestError(
+                    f"it took more than {MAX_SECONDS:.0f} s. Ask for fewer tokens or variants."
+                ) from error
         return {"sae": self.catalog.find(sae).name, "prompt": prompt, "streams": [stream_json(s) for s in streams]}
 
     def start_steering(self, ask: Ask, sae: str = "") -> SteeringRun:

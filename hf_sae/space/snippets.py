@@ -95,7 +95,7 @@ def steer_snippet(origin: Origin, ask: Ask) -> Snippet:
     edits = [row.python() for row in rows]
     names = sorted({name for edit in edits for name in _NAMES if f"{name}(" in edit} | _ENGINE)
     head = _pair(origin, "")
-    told = f", Variant(\"Prompt only\", instruction={_quoted(ask.instruction)})" if ask.instruction else ""
+    told = f', Variant("Prompt only", instruction={_quoted(ask.instruction)})' if ask.instruction else ""
     more = f", *sweep(plan, {list(ask.sweep)})" if ask.sweep else ""
     off = ', Variant("Ablated", plan.ablated())' if ask.ablation else ""
     names += ["sweep"] if ask.sweep else []
@@ -105,7 +105,7 @@ def steer_snippet(origin: Origin, ask: Ask) -> Snippet:
         *head[:1],
         f"from hf_sae.steering import {', '.join(names)}",
         *head[1:],
-        f"plan = SteeringPlan({{\"\": [{', '.join(edits)}]}}, {_quoted(ask.positions)})",
+        f'plan = SteeringPlan({{"": [{", ".join(edits)}]}}, {_quoted(ask.positions)})',
         f'variants = (Variant("Baseline"), Variant("Steered", plan){off}{told}{more})',
         f"request = SteeringRequest({prompt!r}, variants, {int(ask.max_new_tokens)}, {sampling})",
         'with SteeringEngine(host, tokenizer, {"": sae}) as engine:',
@@ -123,7 +123,11 @@ def _steer_command(origin: Origin, ask: Ask, rows: Sequence[EditRow]) -> str:
     units = {"max": "x", "norm": "n", "latent": ""}
     arguments = ["--subfolder", origin.subfolder] if origin.subfolder else []
     for row in rows:
-        strength = "" if row.operation == "ablate" else f"={row.strength:g}{'' if row.operation == 'scale' else units[row.unit]}"
+        strength = (
+            ""
+            if row.operation == "ablate"
+            else f"={row.strength:g}{'' if row.operation == 'scale' else units[row.unit]}"
+        )
         trigger = "" if row.when is None else f"@{row.when}"
         arguments += ["--feature", f"{row.operation}:{row.feature}{strength}{trigger}"]
     arguments += [f"--prompt={ask.prompt}", "--max-new-tokens", str(int(ask.max_new_tokens))]

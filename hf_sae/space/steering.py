@@ -114,7 +114,9 @@ def stream_json(stream: Stream) -> Json:
     """One continuation."""
     found = stream.to_dict()
     gauge = found["coherence"]
-    found["coherence"] = gauge and {key: finite(value) if isinstance(value, float) else value for key, value in gauge.items()}
+    found["coherence"] = gauge and {
+        key: finite(value) if isinstance(value, float) else value for key, value in gauge.items()
+    }
     return found
 
 

@@ -7,11 +7,12 @@ import time
 from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
 
-from .. import limits, present, snippets
+from .. import limits, snippets
+from .. import streams as views
 from ..edit_table import edit_table
 from ..limits import RequestError
 from ..links import MAX_LINK_TEXT, Link
-from ..page import HIDDEN, HOST, PRIVATE, CopyBar, Page, notice, problem, with_request
+from ..page import HIDDEN, PRIVATE, CopyBar, Page, notice, problem, with_request
 from ..steering import POSITIONS, Ask, stream_json
 
 
@@ -42,7 +43,9 @@ class Steer:
                     self.go = gr.Button("Steer", variant="primary", elem_id="hs-steer-go", min_width=90, scale=0)
                     self.stop = gr.Button("Stop", elem_id="hs-steer-stop", min_width=80, scale=0)
                     self.copy = CopyBar("steer")
-                self.streams = gr.HTML(notice("Press Steer: the texts grow side by side."), elem_id="hs-streams", min_height=260)
+                self.streams = gr.HTML(
+                    notice("Press Steer: the texts grow side by side."), elem_id="hs-streams", min_height=260
+                )
                 self.found = gr.HTML("", elem_id="hs-token-found")
         self.edits = gr.Textbox("[]", elem_id="hs-edits", **HIDDEN)
         self.change = gr.Textbox(elem_id="hs-edit-change", **HIDDEN)
@@ -58,20 +61,28 @@ class Steer:
         self.chat = gr.Checkbox(label="The prompt is a message to a chat model", value=False)
         self.table = gr.HTML(edit_table([], {}, {}), elem_id="hs-edit-table", min_height=60)
         with gr.Row(elem_classes="hs-bar"):
-            self.number = gr.Number(label="Add feature", precision=0, minimum=0, elem_id="hs-steer-feature", min_width=110)
+            self.number = gr.Number(
+                label="Add feature", precision=0, minimum=0, elem_id="hs-steer-feature", min_width=110
+            )
             self.add = gr.Button("Add", elem_id="hs-steer-add", size="sm", min_width=60, scale=0)
         self.preset = gr.Dropdown([], label="Presets of its author", visible=False, elem_id="hs-preset")
         with gr.Row(elem_classes="hs-bar"):
             self.sweep = gr.Checkbox(label="Sweep of strengths (¼×, ½×, 2×, 4×)", value=False, elem_id="hs-sweep")
             self.ablation = gr.Checkbox(label="Also with the features off", value=False)
         with gr.Accordion("Sampling and more", open=False):
-            self.tokens = gr.Slider(1, limits.MAX_NEW_TOKENS, value=40, step=1, label="New tokens", elem_id="hs-tokens")
-            self.temperature = gr.Slider(0, 2, value=0, step=0.05, label="Temperature", info="0 takes the likeliest token")
+            self.tokens = gr.Slider(
+                1, limits.MAX_NEW_TOKENS, value=40, step=1, label="New tokens", elem_id="hs-tokens"
+            )
+            self.temperature = gr.Slider(
+                0, 2, value=0, step=0.05, label="Temperature", info="0 takes the likeliest token"
+            )
             self.top_p = gr.Slider(0.05, 1, value=1, step=0.05, label="Top p")
             self.seed = gr.Number(0, label="Seed", precision=0, minimum=0, info="the same for all columns")
             self.positions = gr.Radio(list(POSITIONS), value="all", label="Tokens that are steered")
             self.told = gr.Textbox(
-                label="Compare with words alone", placeholder="An instruction, read before the prompt, without edits", max_length=limits.MAX_QUERY
+                label="Compare with words alone",
+                placeholder="An instruction, read before the prompt, without edits",
+                max_length=limits.MAX_QUERY,
             )
 
     @property
@@ -98,7 +109,9 @@ class Steer:
         self.add.click(self.added, [*here, self.number], self.edited, **quick)
         self.number.submit(self.added, [*here, self.number], self.edited, **quick)
         self.change.change(self.changed, [*here, self.change], self.edited, **quick)
-        self.preset.input(self.preset_chosen, [self.page.sae, self.preset], [*self.edited, self.prompt, self.positions], **quick)
+        self.preset.input(
+            self.preset_chosen, [self.page.sae, self.preset], [*self.edited, self.prompt, self.positions], **quick
+        )
         self.token.change(self.clicked, [self.page.sae, self.token, self.result], self.found, **quick)
         self.copy.wire()
 
@@ -107,7 +120,18 @@ class Steer:
         """What the components say."""
         factors = [0.25, 0.5, 2.0, 4.0] if sweep else []
         return Ask(
-            prompt, rows_of(edits), tokens, temperature, top_p, seed, factors, ablation, told, positions, chat, trace=True
+            prompt,
+            rows_of(edits),
+            tokens,
+            temperature,
+            top_p,
+            seed,
+            factors,
+            ablation,
+            told,
+            positions,
+            chat,
+            trace=True,
         )
 
     def run(self, sae: str, *given: Any, request: gr.Request) -> Generator[list[Any]]:
@@ -130,7 +154,7 @@ class Steer:
                         continue
                     shown = time.monotonic()
                     found = [stream_json(stream) for stream in streams]
-                    yield [present.streams(streams, ask), found, link, *copied]
+                    yield [views.columns(streams, ask), found, link, *copied]
         finally:
             if self._runs.get(key) is run:
                 del self._runs[key]
@@ -145,13 +169,25 @@ class Steer:
         """The address of a run, and the same as Python and as a command."""
         options = {
             name: getattr(ask, name)
-            for name in ("max_new_tokens", "temperature", "top_p", "seed", "ablation", "instruction", "positions", "chat")
+            for name in (
+                "max_new_tokens",
+                "temperature",
+                "top_p",
+                "seed",
+                "ablation",
+                "instruction",
+                "positions",
+                "chat",
+            )
             if getattr(ask, name) != getattr(Ask("", ()), name)
         }
         if ask.sweep:
             options["sweep"] = True
         link = Link(tab="steer").at(
-            sae=self.page.named(sae), prompt=str(ask.prompt or "")[:MAX_LINK_TEXT], edits=tuple(ask.edits), options=options
+            sae=self.page.named(sae),
+            prompt=str(ask.prompt or "")[:MAX_LINK_TEXT],
+            edits=tuple(ask.edits),
+            options=options,
         )
         try:
             origin = self.page.service.catalog.find(sae).origin
@@ -172,7 +208,9 @@ class Steer:
         """Maxima where one was recorded, else norms."""
         served = self.page.service.catalog.find(sae).sae
         stats = None if served is None else served.feature_stats
-        known = served is None or (stats is not None and feature < len(stats["maximum"]) and float(stats["maximum"][feature]) > 0)
+        known = served is None or (
+            stats is not None and feature < len(stats["maximum"]) and float(stats["maximum"][feature]) > 0
+        )
         return "max" if known else "norm"
 
     def changed(self, sae: str, edits: str, message: str) -> list[Any]:
@@ -232,7 +270,7 @@ class Steer:
         except (ValueError, TypeError, KeyError, IndexError):
             return ""
         labels = {one["latent"]: self.page.service.label(one["latent"], sae) for one in token["latents"]}
-        return present.token_features(token, labels)
+        return views.token_features(token, labels)
 
     def opened(self, sae: str, link: Link) -> list[Any]:
         """The components as a link wants them: edits, table, and those of [`Steer.asked`] that it carries."""
