@@ -128,13 +128,13 @@ class Steer:
             seed,
             factors,
             ablation,
-            told,
+            told or "",
             positions,
             chat,
             trace=True,
         )
 
-    def run(self, sae: str, *given: Any, request: gr.Request) -> Generator[list[Any]]:
+    def run(self, request: gr.Request, sae: str, *given: Any) -> Generator[list[Any]]:
         """The texts while they grow; the visitor's earlier ones end."""
         ask = self.ask(*given)
         link, copied = self.said(sae, ask)
