@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from ..terminal import visible
 from ..views import (
     ContextView,
     FeatureView,
@@ -125,7 +126,14 @@ def gallery(service: Service, sae: str) -> str:
         name = service.catalog.find(sae).name
     except RequestError:
         return ""
-    return hit_list([_hit(hit, name) for hit in chosen]) if chosen else ""
+    if not chosen:
+        return ""
+    rows = (
+        f'<li><a href="{escape(_address(name, hit["feature"]), quote=True)}" data-latent="{hit["feature"]}" '
+        f'data-sae="{escape(name, quote=True)}">{escape(_named(hit))}</a></li>'
+        for hit in chosen
+    )
+    return f'<ul class="hs-app-chips"><li>Start here:</li>{"".join(rows)}</ul>'
 
 
 def bookmarks(items: Sequence[Mapping[str, Any]]) -> str:
@@ -186,6 +194,14 @@ def status(service: Service, sae: str) -> str:
 def turned_up(found: Json) -> str:
     """Twice the maximum of a feature, as commands write it."""
     return f"{2 * (found['max_act'] or 1.0):.3g}"
+
+
+def _named(hit: Json) -> str:
+    """A feature in a few words: its label, or the token that its strongest context peaks at."""
+    if hit["label"] or not hit["contexts"]:
+        return hit["label"] or str(hit["feature"])
+    context = hit["contexts"][0]
+    return f"fires on “{visible(context['tokens'][context['peak']].strip())}”"
 
 
 def _hit(hit: Json, sae: str) -> HitView:

@@ -186,9 +186,7 @@ class Service:
 
     def examples(self, sae: str = "") -> list[Json]:
         """Features that are easy to read, as hits; none while the index is not there."""
-        served = self.catalog.find(sae)
-        found = served.features.peek()
-        return [] if found is None else gallery.examples(served, found.sae_id)
+        return self.catalog.find(sae).examples.peek() or []
 
     def living(self, sae: str = "") -> list[int]:
         """The features that fired when the dataset was made."""

@@ -22,7 +22,8 @@
 
   function follow(element) {
     const { latent, sae, position, row } = element.dataset;
-    if (latent !== undefined) send("hs-goto", message({ feature: Number(latent), sae: sae || "" }));
+    const around = element.closest("[data-sae]");
+    if (latent !== undefined) send("hs-goto", message({ feature: Number(latent), sae: sae || around?.dataset.sae || "" }));
     else if (position !== undefined && element.closest("#hs-grid")) send("hs-sort", message({ position: Number(position) }));
     else if (position !== undefined && element.closest("#hs-streams"))
       send("hs-token", message({ position: Number(position), row: Number(row || 0) }));
@@ -30,9 +31,18 @@
     return true;
   }
 
+  // Views name latents on whole articles and rows, too: what acts is a link or button, a cell of the grid, or a card.
+  function clicked(target) {
+    if (target.closest("summary, label, input")) return null;
+    const handle = target.closest("a[data-latent], button[data-latent], a[data-position], button[data-position], [role=button][data-position]");
+    if (handle || target.closest("a, button")) return handle;
+    return target.closest("#hs-grid [data-latent], .hs-card[data-latent]");
+  }
+
   document.addEventListener("click", (event) => {
-    if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.shiftKey) return;
-    const element = event.target.closest?.("[data-latent], [data-position]");
+    if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.shiftKey || !event.target.closest) return;
+    if (String(getSelection())) return;
+    const element = clicked(event.target);
     if (element && follow(element)) event.preventDefault();
   });
 
@@ -42,9 +52,9 @@
 
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
-    const clicked = event.target.closest?.("[data-latent], [data-position]");
-    if (clicked && clicked.tagName !== "A" && clicked.tagName !== "BUTTON" && (event.key === "Enter" || event.key === " ")) {
-      if (follow(clicked)) event.preventDefault();
+    const focused = event.target.closest?.("[role=button][data-position]");
+    if (focused && (event.key === "Enter" || event.key === " ")) {
+      if (follow(focused)) event.preventDefault();
       return;
     }
     if (typing(event.target)) return;

@@ -20,6 +20,7 @@ class Explore:
         import gradio as gr
 
         self.page = page
+        self.gallery = gr.HTML("", elem_id="hs-gallery")
         with gr.Row(elem_classes="hs-bar"):
             self.feature = gr.Number(
                 label="Feature", precision=0, minimum=0, value=None, elem_id="hs-feature", min_width=110, scale=0
@@ -27,7 +28,7 @@ class Explore:
             self.previous = gr.Button("←", elem_id="hs-previous", size="sm", min_width=44, scale=0)
             self.next = gr.Button("→", elem_id="hs-next", size="sm", min_width=44, scale=0)
             self.random = gr.Button("Random", elem_id="hs-random", size="sm", min_width=80, scale=0)
-            self.steer = gr.Button("Steer", elem_id="hs-steer-this", size="sm", min_width=70, scale=0, variant="primary")
+            self.steer = gr.Button("Steer", elem_id="hs-steer-this", size="sm", min_width=70, scale=0, variant="primary", visible=False)
             self.copy = CopyBar("explore")
             self.keep = gr.Button("Save to list", elem_id="hs-keep", size="sm", min_width=100, scale=0)
         self.own = gr.Textbox(
@@ -38,10 +39,8 @@ class Explore:
             max_length=MAX_TEXT,
             elem_id="hs-own",
         )
-        self.strip = gr.HTML("", elem_id="hs-own-strip", min_height=24)
+        self.strip = gr.HTML("", elem_id="hs-own-strip")
         self.body = gr.HTML(feature_skeleton(), elem_id="hs-explore", min_height=480)
-        with gr.Accordion("Start here: features that are easy to read", open=False, elem_id="hs-gallery-box"):
-            self.gallery = gr.HTML("", elem_id="hs-gallery")
         with gr.Accordion("Your list (kept in this browser)", open=False):
             self.kept = gr.BrowserState([], storage_key="hf-sae-features", secret="hf-sae")
             self.list = gr.HTML("", elem_id="hs-list")
