@@ -15,4 +15,8 @@ class DataError(ValueError):
     """A dataset that is empty, too short, of an unknown layout, or gives activations that are not finite."""
 
 
-__all__ = ["CheckpointError", "ConfigError", "ConversionError", "DataError", "HookPointError"]
+class EngineBusyError(RuntimeError):
+    """A steering engine whose queue is full: it may have room in a moment."""
+
+
+__all__ = ["CheckpointError", "ConfigError", "ConversionError", "DataError", "EngineBusyError", "HookPointError"]

@@ -19,10 +19,10 @@ from safetensors.torch import load_file
 from hf_sae import AutoSAE, __version__, load_features
 from hf_sae.cli import main
 from hf_sae.commands.features import sae_ids
-from hf_sae.commands.steer import parse_edits
-from hf_sae.errors import ConfigError
+from hf_sae.commands.steer import parse_rows
+from hf_sae.errors import ConfigError, DataError
 from hf_sae.models import JumpReLUSAE, StandardSAE, TopKSAE
-from hf_sae.steering import OfMax, ablate, add
+from hf_sae.steering import OfMax, OfNorm, ablate, add, clamp, scale, when
 
 
 VERBS = [
@@ -233,7 +233,7 @@ def test_a_wrong_config_file_is_an_error(run: Any, tmp_path: Path, text: str, me
         (["convert", "x", "out", "--set", "architectures=x"], "no such field"),
         (["convert", "saelens:no-such-release", "out"], "neither a release that is known by rule nor a folder"),
         (["hooks", "nobody/nothing"], "nobody/nothing"),
-        (["steer", "no/such-sae", "--prompt", "x", "--feature", "3"], "is not ID=STRENGTH"),
+        (["steer", "no/such-sae", "--prompt", "x", "--feature", "3"], "is no edit"),
         (["card", "/nowhere"], "/nowhere"),
         (["card", "nowhere", "--preview", "card.html"], "'nowhere' is no folder here"),
         (["push", "/nowhere", "user/name"], "no config.json"),
@@ -424,14 +424,30 @@ def test_hooks_needs_no_weights_with_random_init(run: Any, tmp_path: Path):
 
 
 def test_steering_strengths():
-    assert parse_edits(["3=2x", "5 = 1.5", "7=0", "8=-1e-1X"]) == [
-        add({3: OfMax(2), 5: 1.5, 8: OfMax(-0.1)}),
+    rows = parse_rows(["3=2x", "5 = 1.5", "7=0", "8=-1e-1X", "clamp: 9=.5n @ 4", "ablate:3", "scale:2=3"])
+    assert [row.edit() for row in rows] == [
+        add({3: OfMax(2)}),
+        add({5: 1.5}),
         ablate([7]),
+        add({8: OfMax(-0.1)}),
+        when(clamp({9: OfNorm(0.5)}), 4),
+        ablate(3),
+        scale({2: 3.0}),
     ]
-    assert parse_edits(["7=0x"]) == [ablate([7])]
-    for wrong in (["3"], ["3=x"], ["a=2"], ["3=2", "3=1"], ["-1=2"]):
-        with pytest.raises(ConfigError):
-            parse_edits(wrong)
+    assert [row.edit() for row in parse_rows(["7=0x"])] == [ablate([7])]
+    for wrong in (
+        ["3"],
+        ["3=x"],
+        ["a=2"],
+        ["3=2", "3=1"],
+        ["-1=2"],
+        ["clamp:3"],
+        ["explode:3=1"],
+        ["3=1@x"],
+        ["3=1e400"],
+    ):
+        with pytest.raises((ConfigError, DataError)):
+            parse_rows(wrong)
 
 
 def test_steer_shows_both_texts(run: Any, saved: Path):
@@ -442,6 +458,15 @@ def test_steer_shows_both_texts(run: Any, saved: Path):
     tiny = run("steer", saved, "--feature", "3=1e-12", *options).json
     assert tiny["baseline"] == tiny["steered"] == strong["baseline"]
     assert run("steer", saved, "--feature", f"{sae.config.d_sae}=1", *options).code == 2
+    several = run(
+        "steer", saved, "--feature", "3=50x", "--sweep", "0,2", "--ablation", "--instruction", "# x", *options
+    )
+    names = ["Baseline", "Steered", "0×", "2×", "Ablated", "Prompt only"]
+    assert [stream["name"] for stream in several.json["streams"]] == names
+    assert several.json["streams"][2]["text"] == several.json["baseline"]
+    assert several.json["steered"] == strong["steered"]
+    assert run("steer", saved, "--prompt", "x").code == 2
+    assert "no presets" in run("steer", saved, "--prompt", "x", "--preset", "sea").err
     human = run("steer", saved, "--feature", "3=2x", *options[:-1])
     assert human.out.index("Baseline") < human.out.index("Steered")
     assert "\x1b" not in human.out

@@ -7,29 +7,47 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .console import Console, Json, Repo, Revision, Subfolder, fail, load_pair
+from .console import Console, Json, Repo, Revision, Subfolder, did_you_mean, fail, load_pair, paragraph
 
 
 if TYPE_CHECKING:
-    from ..steering import Edit
+    from ..steering import SteeringEngine, SteeringPlan, SteeringRequest, Stream, Variant
+    from ..steering.recipes import EditRow
 
-_EDIT = re.compile(r"(\d+)\s*=\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)(x?)", re.IGNORECASE)
+_EDIT = re.compile(
+    r"(?:(?P<operation>add|clamp|raise|scale|ablate)\s*:)?\s*(?P<feature>\d{1,9})"
+    r"(?:\s*=\s*(?P<strength>[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)(?P<unit>[xn]?))?(?:\s*@\s*(?P<when>\d{1,9}))?",
+    re.IGNORECASE,
+)
+_UNITS = {"x": "max", "n": "norm", "": "latent"}
+_FORMS = "123=2x (adds twice its maximum), 123=0.5n (half the norm), 123=5.0, clamp:123=2x, scale:123=3 or ablate:123"
 
 
 def steer(
     repo_or_path: Repo,
-    feature: Annotated[
-        list[str],
-        typer.Option(
-            metavar="ID=STRENGTH",
-            help="123=2x adds twice the feature's maximum, 123=5.0 adds 5 latent units, 123=0 ablates it. Repeatable.",
-        ),
-    ],
     prompt: Annotated[str, typer.Option(help="Text to continue.")],
+    feature: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="EDIT",
+            help="123=2x adds twice the feature's maximum, 123=0.5n half the activation's norm, 123=5.0 latent units, 123=0 ablates; "
+            "clamp:123=2x, raise:, scale:123=3, ablate:123; @45 at its end: only where feature 45 fires. Repeatable.",
+        ),
+    ] = None,
+    preset: Annotated[str | None, typer.Option(help="Edits that the author ships in presets.json, by name.")] = None,
     host: Annotated[str | None, typer.Option(help="Hub id or folder. Default: the host it was trained on.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of the continuation.")] = 40,
+    sweep: Annotated[
+        str, typer.Option(metavar="FACTORS", help="Also these multiples of the strengths, such as 0.5,2,4.")
+    ] = "",
+    ablation: Annotated[bool, typer.Option("--ablation", help="Also with the features set to zero.")] = False,
+    instruction: Annotated[str, typer.Option(help="Also unsteered, with this written before the prompt.")] = "",
+    chat: Annotated[bool, typer.Option("--chat", help="The prompt is a user's message to a chat model.")] = False,
+    positions: Annotated[str, typer.Option(help="all, prompt, generated or assistant.")] = "all",
     sample: Annotated[bool, typer.Option("--sample", help="Sample instead of taking the likeliest token.")] = False,
-    seed: Annotated[int, typer.Option(help="Of sampling, the same for both texts.")] = 0,
+    temperature: Annotated[float, typer.Option(min=0, max=10, help="Of sampling.")] = 1.0,
+    top_p: Annotated[float, typer.Option(min=0, max=1, help="Of sampling.")] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, help="Of sampling, the same for all texts.")] = 0,
     subfolder: Subfolder = "",
     revision: Revision = None,
     as_json: Json = False,
@@ -38,58 +56,112 @@ def steer(
 
     Example: `hf-sae steer ./sae --feature 123=2x --prompt "import "`
     """
+    from ..steering import Sampling, SteeringEngine, SteeringRequest
+    from ..steering.recipes import plan_of
+
     console = Console(as_json)
-    edits = parse_edits(feature)
+    rows = parse_rows(feature or [])
+    factors = _factors(sweep)
+    if preset is not None:
+        rows += _preset(repo_or_path, subfolder, revision, preset)
+    if not rows:
+        fail(f"there is nothing to steer: give --feature {_FORMS}, or --preset NAME.")
     sae, model, tokenizer = load_pair(repo_or_path, host, subfolder, revision)
-    texts = continuations(sae, model, tokenizer, prompt, edits, max_new_tokens, seed if sample else None)
-    for name, text in texts.items():
-        console.show(f"{name.capitalize()}\n{show_continuation(prompt, text)}\n")
-    payload = {"prompt": prompt, "features": list(feature), **texts}
-    console.finish(payload, "another strength shows how far it goes: 0.5x, 1x, 4x; 0 ablates")
+    variants = _variants(plan_of(rows, positions), factors, ablation, instruction)
+    sampling = Sampling(temperature if sample else 0.0, top_p=top_p, seed=seed)
+    asked: Any = [{"role": "user", "content": prompt}] if chat else prompt
+    with SteeringEngine(model, tokenizer, {"": sae}) as engine:
+        streams = _watch(engine, SteeringRequest(asked, variants, max_new_tokens, sampling))
+    console.show("\n\n".join(_shown(prompt, stream, streams[0]) for stream in streams))
+    _require(streams)
+    payload = {
+        "prompt": prompt,
+        "features": list(feature or []),
+        "edits": [row.to_json() for row in rows],
+        **{stream.name.lower(): stream.text for stream in streams[:2]},
+        "streams": [stream.to_dict() for stream in streams],
+    }
+    console.finish(payload, "other strengths show how far it goes: --sweep 0.5,2,4; 123=0 ablates")
 
 
-def parse_edits(options: list[str]) -> list[Edit]:
-    """`["3=2x", "5=1.5", "7=0"]` as edits."""
-    from ..steering import OfMax, ablate, add
+def parse_rows(options: list[str]) -> list[EditRow]:
+    """`["3=2x", "clamp:5=1.5", "7=0", "8=1x@4"]` as rows."""
+    from ..steering.recipes import EditRow
 
-    strengths: dict[int, Any] = {}
+    rows: list[EditRow] = []
     for option in options:
         match = _EDIT.fullmatch(option.strip())
-        if match is None:
-            fail(f"--feature {option!r} is not ID=STRENGTH: 123=2x (times its maximum), 123=5.0 or 123=0 (ablate).")
-        if int(match[1]) in strengths:
-            fail(f"--feature {match[1]} is given twice: give one strength for it.")
-        strengths[int(match[1])] = OfMax(float(match[2])) if match[3] else float(match[2])
-    off = [latent for latent, strength in strengths.items() if strength in (0.0, OfMax(0.0))]
-    added = {latent: strength for latent, strength in strengths.items() if latent not in off}
-    return [*([add(added)] if added else []), *([ablate(off)] if off else [])]
+        if match is None or (match["strength"] is None and (match["operation"] or "").lower() != "ablate"):
+            fail(f"--feature {option!r} is no edit. Write {_FORMS}.")
+        operation = (match["operation"] or "add").lower()
+        strength = float(match["strength"] or 0)
+        if operation == "add" and strength == 0:
+            operation = "ablate"
+        trigger = None if match["when"] is None else int(match["when"])
+        unit = _UNITS[(match["unit"] or "").lower()]
+        rows.append(EditRow(int(match["feature"]), operation, strength, unit, when=trigger))
+        if [(row.feature, row.operation) for row in rows].count((rows[-1].feature, operation)) > 1:
+            fail(f"--feature {match['feature']} is given twice: give one strength for it.")
+    return rows
 
 
-def continuations(
-    sae: Any, host: Any, tokenizer: Any, prompt: str, edits: list[Edit], max_new_tokens: int, seed: int | None
-) -> dict[str, str]:
-    """The unsteered and the steered continuation of a prompt; greedy where there is no `seed`."""
-    import torch
+def _factors(text: str) -> list[float]:
+    try:
+        return [float(each) for each in text.split(",") if each.strip()]
+    except ValueError:
+        fail(f"--sweep {text!r} is no list of numbers. Write --sweep 0.5,2,4.")
 
-    from ..steering import steer as steering
 
-    inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False).to(host.device)
-    if not inputs["input_ids"].shape[1]:
-        fail("--prompt is empty: give at least one word.")
-    options = {
-        "max_new_tokens": max_new_tokens,
-        "do_sample": seed is not None,
-        "pad_token_id": tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
-    }
+def _preset(repo: str, subfolder: str, revision: str | None, name: str) -> list[EditRow]:
+    from ..conversion.files import open_files
+    from ..steering.recipes import load_presets
 
-    def generate() -> str:
-        torch.manual_seed(seed or 0)
-        ids = host.generate(**inputs, **options)[0, inputs["input_ids"].shape[1] :]
-        return tokenizer.decode(ids, skip_special_tokens=True)
+    found = {each.name: each for each in load_presets(open_files(repo, subfolder, revision))}
+    if not found:
+        fail(f"{repo!r} has no presets. Give --feature {_FORMS}.")
+    if name not in found:
+        fail(f"{repo!r} has no preset {name!r}. {did_you_mean(name, found)}")
+    return list(found[name].rows)
 
-    baseline = generate()
-    with steering(host, sae, edits, tokenizer=tokenizer):
-        return {"baseline": baseline, "steered": generate()}
+
+def _variants(plan: SteeringPlan, factors: list[float], ablation: bool, instruction: str) -> tuple[Variant, ...]:
+    from ..steering import Variant, sweep
+
+    variants = [Variant("Baseline"), Variant("Steered", plan), *sweep(plan, factors)]
+    variants += [Variant("Ablated", plan.ablated())] if ablation else []
+    return (*variants, *([Variant("Prompt only", instruction=instruction)] if instruction else []))
+
+
+def _watch(engine: SteeringEngine, request: SteeringRequest) -> tuple[Stream, ...]:
+    """The finished streams, with a bar over their tokens meanwhile."""
+    from tqdm.auto import tqdm
+
+    total = request.max_new_tokens
+    with (
+        engine.start(request) as run,
+        tqdm(total=total, desc="steering", unit="tok", leave=False, disable=None) as bar,
+    ):
+        for streams in run:
+            bar.update(max(len(stream.tokens) for stream in streams) - bar.n)
+        return run.result()
+
+
+def _shown(prompt: str, stream: Stream, baseline: Stream) -> str:
+    from ..steering.engine import diverges_at
+
+    facts = [stream.name]
+    if (gauge := stream.coherence) is not None:
+        kl = "" if stream is baseline else f", KL {gauge.kl:.2f} nats per token"
+        facts.append(f"{gauge.word}: perplexity {gauge.perplexity:.3g} under the unsteered host{kl}")
+    if (place := diverges_at(stream, baseline)) is not None:
+        facts.append(f"parts at token {place + 1}")
+    words = f"failed: {stream.note}" if stream.state == "failed" else show_continuation(prompt, stream.text)
+    return f"{paragraph(' · '.join(facts))}\n{words}"
+
+
+def _require(streams: tuple[Stream, ...]) -> None:
+    if all(stream.state == "failed" for stream in streams):
+        fail(f"nothing could be generated: {streams[0].note}")
 
 
 def show_continuation(prompt: str, text: str) -> str:

@@ -1,4 +1,5 @@
-"""What lies beside weights and belongs to these weights only: figures, statistics, examples, the log of training, plots.
+"""What lies beside weights and belongs to these weights only: figures, statistics, examples,
+presets for steering, the log of training, plots.
 
 New weights must not stand beside the figures of old ones, nor beside other files of old weights, of which transformers would
 read one set and ignore the other.
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..models.checkpoint import FEATURE_STATS, atomic_folder
+from ..steering.recipes import PRESETS
 from .cards import ASSETS, EXAMPLES, LOG, README, RESULTS
 from .collections import CONFIG
 from .plots import PLOTS
@@ -21,7 +23,7 @@ from .plots import PLOTS
 if TYPE_CHECKING:
     from ..conversion.files import Files
 
-COMPANIONS = (RESULTS, EXAMPLES, LOG, FEATURE_STATS, *(f"{ASSETS}/{name}" for name in sorted(PLOTS)))
+COMPANIONS = (RESULTS, EXAMPLES, LOG, FEATURE_STATS, PRESETS, *(f"{ASSETS}/{name}" for name in sorted(PLOTS)))
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 _WEIGHTS = re.compile(r"model(?:\.(?P<variant>[\w-]+?))?(?:-\d{5}-of-\d{5})?\.safetensors")
 _INDEX = re.compile(r"model\.safetensors\.index(?:\.(?P<variant>[\w-]+))?\.json")

@@ -1,6 +1,7 @@
 """The steering engine: one thread that owns a host, and decodes the texts of many people in lock-step."""
 
-from .engine import EngineBusyError, SteeringEngine
+from ...errors import EngineBusyError
+from .engine import SteeringEngine
 from .request import Sampling, SteeringRequest, Variant, sweep
 from .run import SteeringRun
 from .streams import Coherence, GeneratedToken, Stream, diverges_at

@@ -8,7 +8,7 @@ from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from ...errors import DataError
+from ...errors import DataError, EngineBusyError
 from ...hosts.fingerprints import warn_of_another_host
 from ..delta import BoundEdits
 from ..placed import places_of
@@ -30,10 +30,6 @@ if TYPE_CHECKING:
 
 
 T = TypeVar("T")
-
-
-class EngineBusyError(RuntimeError):
-    """More requests wait than the engine takes."""
 
 
 class SteeringEngine:

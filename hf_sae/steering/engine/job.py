@@ -90,7 +90,7 @@ class Job:
         for branch in list(self.branches):
             self._trace(branch, heard[branch.row][1])
         going = [branch for branch in self.branches if not branch.last_words]
-        self.branches = going
+        self.branches = list(going)
         if not going:
             return
         logits = torch.stack([heard[branch.row][0] for branch in going])
