@@ -6,8 +6,8 @@ import importlib.util
 from typing import TYPE_CHECKING, Any
 
 from . import present
-from .links import Link, read_link
-from .page import FAST, HIDDEN, PRIVATE, Page, public, with_request
+from .links import read_link
+from .page import FAST, HIDDEN, HOST, PRIVATE, Page, public, with_request
 from .service import Service
 from .tabs.about import About
 from .tabs.explore import Explore
@@ -41,17 +41,16 @@ def build_app(service: Service) -> gr.Blocks:
     with gr.Blocks(title=TITLE, analytics_enabled=False) as app:
         page = _head(service)
         with page.tabs:
-            with gr.Tab("Explore", id="explore"):
+            with gr.Tab("Explore", id="explore") as explore_tab:
                 explore = Explore(page)
-            with gr.Tab("Search", id="search"):
+            with gr.Tab("Search", id="search") as search_tab:
                 search = Search(page)
-            with gr.Tab("Inspect text", id="inspect"):
+            with gr.Tab("Inspect text", id="inspect") as inspect_tab:
                 inspect = Inspect(page)
             with gr.Tab("About", id="about") as about_tab:
                 about = About(page)
-        for tab in (explore, search, inspect, about):
-            tab.wire()
-        about.on_select(about_tab)
+        for parts, tab in ((explore, explore_tab), (search, search_tab), (inspect, inspect_tab), (about, about_tab)):
+            parts.wire(tab)
         _wire(app, page, explore, search, inspect)
         for name in ENDPOINTS:
             gr.api(public(getattr(service, name)), api_name=name, concurrency_limit=4)
@@ -137,6 +136,29 @@ def _wire(app: gr.Blocks, page: Page, explore: Explore, search: Search, inspect:
         lambda: gr.Timer(active=True), None, news, **PRIVATE, queue=False
     )
     app.load(explore.listed, explore.kept, explore.list, **PRIVATE, queue=False)
+
+
+def _follow(opened: Any, page: Page, explore: Explore, search: Search, inspect: Inspect) -> None:
+    """Runs what the address of a page asks for: the tab that it names, and the feature behind it."""
+    import gradio as gr
+
+    def show(request: gr.Request, *values: Any) -> list[Any]:
+        found = explore.show(*values)
+        # the address stays that of the tab which is looked at
+        return found if read_link(dict(request.query_params)).tab == "explore" else explore.without_link(found)
+
+    def find(request: gr.Request, *values: Any) -> Any:
+        link = read_link(dict(request.query_params))
+        return search.search(*values) if link.tab == "search" and link.q else [gr.skip()] * len(search.view)
+
+    def read(request: gr.Request, *values: Any) -> Any:
+        link = read_link(dict(request.query_params))
+        return inspect.read(*values) if link.tab == "inspect" and link.prompt else [gr.skip()] * len(inspect.view)
+
+    here = [page.sae, explore.feature, explore.own]
+    opened.then(with_request(show), here, explore.view, **PRIVATE, **FAST)
+    opened.then(with_request(find), search.inputs, search.view, **PRIVATE, **HOST)
+    opened.then(with_request(read), inspect.inputs, inspect.view, **PRIVATE, **HOST)
 
 
 def _opened(request: gr.Request) -> list[Any]:

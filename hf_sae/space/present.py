@@ -35,7 +35,9 @@ ORDER = ("Top", "Middle", "Low", "Random", "Not firing")
 def feature(found: Json) -> str:
     """A feature page."""
     sae = found["sae"]
-    near = [RelatedView(one["feature"], one["cosine"] or 0.0, one["label"], _href(sae, one)) for one in found["neighbours"]]
+    near = [
+        RelatedView(one["feature"], one["cosine"] or 0.0, one["label"], _href(sae, one)) for one in found["neighbours"]
+    ]
     together = [RelatedView(one["feature"], one["tokens"], one["label"], _href(sae, one)) for one in found["coactive"]]
     view = FeatureView(
         sae_id=sae,
@@ -141,7 +143,7 @@ def bookmarks(items: Sequence[Mapping[str, Any]]) -> str:
     rows = (
         f'<li><a class="hs-link" href="{escape(_address(item["sae"], item["feature"]), quote=True)}" '
         f'data-latent="{item["feature"]}" data-sae="{escape(item["sae"], quote=True)}">'
-        f'{escape(item["sae"])} {item["feature"]}</a> {escape(item["label"] or "")}</li>'
+        f"{escape(item['sae'])} {item['feature']}</a> {escape(item['label'] or '')}</li>"
         for item in items
     )
     return f'<ul class="hs-app-list">{"".join(rows)}</ul>'

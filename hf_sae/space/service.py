@@ -160,9 +160,7 @@ class Service:
             )
         return self._found(served, found, f"features that fire on the text, by {order}")
 
-    def contrast_texts(
-        self, texts_a: list[str], texts_b: list[str], sae: str = "", limit: int = 10
-    ) -> dict[str, Any]:
+    def contrast_texts(self, texts_a: list[str], texts_b: list[str], sae: str = "", limit: int = 10) -> dict[str, Any]:
         """Finds the features that tell two sets of texts apart: those whose mean activation differs most.
 
         Args:

@@ -196,7 +196,9 @@ def sae_id_of(dataset: FeatureDataset, repo: str, subfolder: str) -> str:
     if len(known) == 1:
         return next(iter(known))
     at = f"{repo}/{subfolder}" if subfolder else repo
-    raise DataError(f"{dataset.name!r} has no features of {at!r}: it is about {', '.join(map(repr, list(known)[:20]))}.")
+    raise DataError(
+        f"{dataset.name!r} has no features of {at!r}: it is about {', '.join(map(repr, list(known)[:20]))}."
+    )
 
 
 def _try(name: str, repo: str, subfolder: str, **options: Any) -> Features | None:
