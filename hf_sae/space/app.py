@@ -41,13 +41,13 @@ def build_app(service: Service) -> gr.Blocks:
     with gr.Blocks(title=TITLE, analytics_enabled=False) as app:
         page = _head(service)
         with page.tabs:
-            with gr.Tab("Explore", id="explore") as explore_tab:
+            with gr.Tab("Explore", id="explore", elem_id="hs-tab-explore") as explore_tab:
                 explore = Explore(page)
-            with gr.Tab("Search", id="search") as search_tab:
+            with gr.Tab("Search", id="search", elem_id="hs-tab-search") as search_tab:
                 search = Search(page)
-            with gr.Tab("Inspect text", id="inspect") as inspect_tab:
+            with gr.Tab("Inspect text", id="inspect", elem_id="hs-tab-inspect") as inspect_tab:
                 inspect = Inspect(page)
-            with gr.Tab("About", id="about") as about_tab:
+            with gr.Tab("About", id="about", elem_id="hs-tab-about") as about_tab:
                 about = About(page)
         for parts, tab in ((explore, explore_tab), (search, search_tab), (inspect, inspect_tab), (about, about_tab)):
             parts.wire(tab)

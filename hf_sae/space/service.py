@@ -182,9 +182,12 @@ class Service:
             )
         return self._found(served, found, "difference of mean activations over their spread")
 
-    def examples(self, sae: str = "") -> list[Json]:
-        """Features that are easy to read, as hits; none while the index is not there."""
-        return self.catalog.find(sae).examples.peek() or []
+    def examples(self, sae: str = "", seconds: float = 0.0) -> list[Json]:
+        """Features that are easy to read, as hits; none where they are not there after so many seconds."""
+        try:
+            return self.catalog.find(sae).examples.get(seconds)
+        except RequestError:
+            return []
 
     def living(self, sae: str = "") -> list[int]:
         """The features that fired when the dataset was made."""

@@ -86,9 +86,18 @@
     setTimeout(() => { target.textContent = before; }, 1200);
   }
 
+  let waiting = 0;
+
   window.hfsae = {
-    // What the page shows, in the address bar: a reload and a link bring it back.
-    remember(query) {
+    // What the page shows, in the address bar: a reload and a link bring it back. News of a tab that nobody looks at is no
+    // news; one that is about to be shown is waited for.
+    remember(query, patience = 10) {
+      clearTimeout(waiting);
+      const tab = new URLSearchParams(query).get("tab") || "explore";
+      if (document.getElementById("hs-tab-explore") && !shown(`hs-tab-${tab}`)) {
+        if (patience) waiting = setTimeout(() => window.hfsae.remember(query, patience - 1), 100);
+        return;
+      }
       const keep = new URLSearchParams(location.search);
       const theme = keep.get("__theme");
       const parts = [query, theme ? `__theme=${encodeURIComponent(theme)}` : ""].filter(Boolean).join("&");

@@ -13,6 +13,9 @@ from ..links import Link
 from ..page import FAST, HOST, PRIVATE, CopyBar, Page, notice, problem
 
 
+FIRST_SECONDS = 5.0  # that the very first page waits for a feature worth showing
+
+
 class Explore:
     """The components of the tab; [`Explore.wire`] gives them their events once all tabs are there."""
 
@@ -105,7 +108,7 @@ class Explore:
 
     def first(self, sae: str) -> int:
         """A feature to begin with."""
-        chosen = self.page.service.examples(sae)
+        chosen = self.page.service.examples(sae, FIRST_SECONDS)
         return chosen[0]["feature"] if chosen else 0
 
     def step(self, sae: str, feature: Any, own: str, by: int = 1) -> list[Any]:
