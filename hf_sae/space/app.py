@@ -54,7 +54,7 @@ def build_app(service: Service) -> gr.Blocks:
         _wire(app, page, explore, search, inspect)
         for name in ENDPOINTS:
             gr.api(public(getattr(service, name)), api_name=name, concurrency_limit=4)
-    return app.queue(max_size=64, default_concurrency_limit=4)
+    return app.queue(max_size=64, default_concurrency_limit=4, api_open=False)
 
 
 def launch_options() -> dict[str, Any]:

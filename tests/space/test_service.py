@@ -102,7 +102,7 @@ def test_a_number_is_whole_and_within_bounds(service: Service, value: Any):
         lambda: service.top_features_for_prompt("import", limit=value),
         lambda: service.contrast_texts(["a b"], ["c d"], limit=value),
     ):
-        with pytest.raises(RequestError, match="limit is .*: give a whole number from 1 to 100"):
+        with pytest.raises(RequestError, match=r"limit is .*: give a whole number from 1 to 100"):
             call()
 
 
