@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from . import __version__
-from .commands import check, convert, demo, diff, features, inspect, publish, search, steer, train
+from .commands import check, convert, demo, diff, features, inspect, publish, search, space, steer, train
 from .commands import evaluate as evaluation
 from .commands.console import paragraph
 
@@ -36,6 +36,7 @@ app.command("info")(inspect.info)
 app.command("features")(features.features)
 app.command("search")(search.search)
 app.command("steer")(steer.steer)
+app.add_typer(space.app, name="space")
 app.command("hooks")(inspect.hooks)
 app.command("card")(publish.card)
 app.command("push")(publish.push)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import present
 from .links import read_link
-from .page import FAST, HIDDEN, PRIVATE, Page, public, with_request
+from .page import FAST, HIDDEN, HOST, PRIVATE, Page, public, with_request
 from .service import Service
 from .tabs.about import About
 from .tabs.explore import Explore
@@ -43,25 +43,36 @@ def build_app(service: Service) -> gr.Blocks:
     with gr.Blocks(title=TITLE, analytics_enabled=False) as app:
         page = _head(service)
         with page.tabs:
-            with gr.Tab("Explore", id="explore"):
+            with gr.Tab("Explore", id="explore", elem_id="hs-tab-explore") as explore_tab:
                 explore = Explore(page)
-            with gr.Tab("Search", id="search"):
+            with gr.Tab("Search", id="search", elem_id="hs-tab-search") as search_tab:
                 search = Search(page)
-            with gr.Tab("Inspect text", id="inspect"):
+            with gr.Tab("Inspect text", id="inspect", elem_id="hs-tab-inspect") as inspect_tab:
                 inspect = Inspect(page)
-            with gr.Tab("Steer", id="steer") as steer_tab:
+            with gr.Tab("Steer", id="steer", elem_id="hs-tab-steer") as steer_tab:
                 steer = Steer(page)
-            with gr.Tab("About", id="about") as about_tab:
+            with gr.Tab("About", id="about", elem_id="hs-tab-about") as about_tab:
                 about = About(page)
-        for tab in (explore, search, inspect, steer, about):
-            tab.wire()
-        about.on_select(about_tab)
-        steer_tab.select(steer.presets, page.sae, steer.preset, **PRIVATE, queue=False)
+        for parts, tab in (
+            (explore, explore_tab),
+            (search, search_tab),
+            (inspect, inspect_tab),
+            (steer, steer_tab),
+            (about, about_tab),
+        ):
+            parts.wire(tab)
         _wire(app, page, explore, search, inspect)
-        _wire_steering(app, page, explore, steer)
+        app.load(with_request(steer.opened), page.sae, steer.settings, **PRIVATE, queue=False)
+        explore.steer.click(
+            steer.from_feature,
+            [page.sae, steer.edits, explore.feature],
+            [*steer.edited, page.tabs],
+            **PRIVATE,
+            queue=False,
+        )
         for name in ENDPOINTS:
             gr.api(public(getattr(service, name)), api_name=name, concurrency_limit=4)
-    return app.queue(max_size=64, default_concurrency_limit=4)
+    return app.queue(max_size=64, default_concurrency_limit=4, api_open=False)
 
 
 def launch_options() -> dict[str, Any]:
@@ -145,21 +156,27 @@ def _wire(app: gr.Blocks, page: Page, explore: Explore, search: Search, inspect:
     app.load(explore.listed, explore.kept, explore.list, **PRIVATE, queue=False)
 
 
-def _wire_steering(app: gr.Blocks, page: Page, explore: Explore, steer: Steer) -> None:
-    """From a feature page to the edits, and from a link to the table."""
+def _follow(opened: Any, page: Page, explore: Explore, search: Search, inspect: Inspect) -> None:
+    """Runs what the address of a page asks for: the tab that it names, and the feature behind it."""
     import gradio as gr
 
-    def opened(sae: str, request: gr.Request) -> list[Any]:
+    def show(request: gr.Request, *values: Any) -> list[Any]:
+        found = explore.show(*values)
+        # the address stays that of the tab which is looked at
+        return found if read_link(dict(request.query_params)).tab == "explore" else explore.without_link(found)
+
+    def find(request: gr.Request, *values: Any) -> Any:
         link = read_link(dict(request.query_params))
-        return steer.opened(sae, link) if link.tab == "steer" else [gr.skip()] * len(steer.settings)
+        return search.search(*values) if link.tab == "search" and link.q else [gr.skip()] * len(search.view)
 
-    def from_feature(sae: str, edits: str, feature: float | None) -> list[Any]:
-        return [*steer.added(sae, edits, feature), gr.Tabs(selected="steer")]
+    def read(request: gr.Request, *values: Any) -> Any:
+        link = read_link(dict(request.query_params))
+        return inspect.read(*values) if link.tab == "inspect" and link.prompt else [gr.skip()] * len(inspect.view)
 
-    app.load(with_request(opened), page.sae, steer.settings, **PRIVATE, queue=False)
-    explore.steer.click(
-        from_feature, [page.sae, steer.edits, explore.feature], [*steer.edited, page.tabs], **PRIVATE, queue=False
-    )
+    here = [page.sae, explore.feature, explore.own]
+    opened.then(with_request(show), here, explore.view, **PRIVATE, **FAST)
+    opened.then(with_request(find), search.inputs, search.view, **PRIVATE, **HOST)
+    opened.then(with_request(read), inspect.inputs, inspect.view, **PRIVATE, **HOST)
 
 
 def _opened(request: gr.Request) -> list[Any]:

@@ -27,7 +27,7 @@ def about(served: Served) -> str:
     """HTML about one autoencoder."""
     readme = served.readme
     return (
-        f"<h2>{escape(served.name)}</h2>{_status(served)}{_table(_facts(served))}{_collected(served)}"
+        f"<h2>{escape(served.name)}</h2>{_status(served)}{_table(_facts(served))}{_figures(served)}{_collected(served)}"
         f'<h3>Card</h3><div class="hs-app-card">{render(readme) if readme else "<p>It has no card.</p>"}</div>'
     )
 
@@ -59,6 +59,13 @@ def _status(served: Served) -> str:
 def _facts(served: Served) -> list[tuple[str, str]]:
     facts = served.facts
     return [(words, _shown(facts[key])) for key, words in _FACTS.items() if facts.get(key) is not None]
+
+
+def _figures(served: Served) -> str:
+    """What the last evaluation measured."""
+    metrics = served.facts.get("metrics")
+    rows = [(name, f"{value:.4g}") for name, value in metrics.items()] if isinstance(metrics, dict) else []
+    return f"<h3>Evaluation</h3>{_table(rows)}" if rows else ""
 
 
 def _collected(served: Served) -> str:

@@ -14,9 +14,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import gallery
 from .later import Later
 from .limits import MAX_NAME, RequestError, place, shown, text
 from .machines import Machine, Machines
+from .records import Json
 from .snippets import Origin
 from .sources import Features, Given, Source, Visited
 
@@ -53,11 +55,12 @@ class Served:
         self._closed = False
         self.features: Later[Features | None] = Later(f"The feature dataset of {name}", source.features, executor)
         self.index: Later[FeatureIndex | None] = Later(f"The search index of {name}", self._index, executor)
+        self.examples: Later[list[Json]] = Later(f"The examples of {name}", self._examples, executor)
         self.machine: Later[Machine] = Later(f"The host of {name}", self._machine, executor)
 
     def start(self) -> Served:
         """Begins to load: what the page needs first comes first."""
-        for part in (self.features, self.index, self.machine):
+        for part in self._parts:
             part.start()
         return self
 
@@ -66,6 +69,14 @@ class Served:
 
         found = self.features.get()
         return None if found is None else FeatureIndex.open(found.dataset)
+
+    @property
+    def _parts(self) -> tuple[Later[Any], ...]:
+        return self.features, self.index, self.examples, self.machine
+
+    def _examples(self) -> list[Json]:
+        found = self.features.get()
+        return [] if found is None else gallery.examples(self, found.sae_id)
 
     def _machine(self) -> Machine:
         sae = self.source.sae()
@@ -99,7 +110,7 @@ class Served:
         for key, value in facts.items():
             if value is None:
                 facts[key] = self._known.get(key) or getattr(source, key, None)
-        return facts
+        return facts | {"metrics": self._known.get("metrics")}
 
     @property
     def origin(self) -> Origin:
@@ -127,7 +138,7 @@ class Served:
     def close(self) -> None:
         """Lets go of the index and the host."""
         self._closed = True
-        for part in (self.features, self.index, self.machine):
+        for part in self._parts:
             part.cancel()
         index = self.index.peek()
         if index is not None:

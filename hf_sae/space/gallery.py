@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from .catalog import Served
 
 LEAST, MOST = 1e-5, 0.02  # share of tokens: neither hardly ever nor everywhere
-SHOWN, POOL = 8, 400
+SHOWN, POOL, LOOKED_AT = 8, 2000, 150
+LETTERS = 4  # shorter tokens are parts of words more often than not
 # the best labels first; without scores, features that promote one token far more than the next
 _BY_SCORE = """
 SELECT feature FROM features WHERE sae = ? AND density BETWEEN ? AND ? ORDER BY score IS NULL, score DESC, max_act DESC LIMIT ?
@@ -42,9 +43,14 @@ def examples(served: Served, sae_id: str) -> list[dict[str, Any]]:
 def _agreeing(served: Served, numbers: list[int]) -> list[int]:
     """Features whose two strongest contexts peak at one token, no token twice."""
     found: dict[str, int] = {}
-    for number in numbers[:: max(1, len(numbers) // 60)]:
+    words = 0
+    for number in numbers[:: max(1, len(numbers) // LOOKED_AT)]:
         contexts = contexts_of(served, number)
         peaks = {context["tokens"][context["peak"]].strip().lower() for context in contexts}
         if len(contexts) > 1 and len(peaks) == 1 and (token := peaks.pop()).isalpha():
+            words += token not in found and len(token) >= LETTERS
             found.setdefault(token, number)
-    return list(found.values())[:SHOWN] or numbers[:SHOWN]
+        if words >= SHOWN:
+            break
+    ordered = [found[token] for token in sorted(found, key=lambda token: len(token) < LETTERS)]
+    return ordered[:SHOWN] or numbers[:SHOWN]

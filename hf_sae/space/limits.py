@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..errors import EngineBusyError
+
 
 MAX_QUERY = 1000  # characters of a search
 MAX_TEXT = 8000  # characters of a text that the host reads; tokens are bounded by the host's own context
@@ -138,3 +140,15 @@ def shown(value: Any) -> str:
     """A value inside an error, short and on one line."""
     said = repr(value)
     return said if len(said) <= 80 else f"{said[:77]}…"
+
+
+class words:  # noqa: N801
+    """Within it, typed errors of the library become a [`RequestError`] with the same words."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        # ValueError: the typed errors, and what the steering engine says of latents and strengths that cannot be
+        if isinstance(error, ValueError | OSError | EngineBusyError):
+            raise RequestError(str(error)) from error

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from ..terminal import visible
 from ..views import (
     ContextView,
     FeatureView,
@@ -34,7 +35,9 @@ ORDER = ("Top", "Middle", "Low", "Random", "Not firing")
 def feature(found: Json) -> str:
     """A feature page."""
     sae = found["sae"]
-    near = [RelatedView(one["feature"], one["cosine"] or 0.0, one["label"], _href(sae, one)) for one in found["neighbours"]]
+    near = [
+        RelatedView(one["feature"], one["cosine"] or 0.0, one["label"], _href(sae, one)) for one in found["neighbours"]
+    ]
     together = [RelatedView(one["feature"], one["tokens"], one["label"], _href(sae, one)) for one in found["coactive"]]
     view = FeatureView(
         sae_id=sae,
@@ -125,7 +128,14 @@ def gallery(service: Service, sae: str) -> str:
         name = service.catalog.find(sae).name
     except RequestError:
         return ""
-    return hit_list([_hit(hit, name) for hit in chosen]) if chosen else ""
+    if not chosen:
+        return ""
+    rows = (
+        f'<li><a href="{escape(_address(name, hit["feature"]), quote=True)}" data-latent="{hit["feature"]}" '
+        f'data-sae="{escape(name, quote=True)}">{escape(_named(hit))}</a></li>'
+        for hit in chosen
+    )
+    return f'<ul class="hs-app-chips"><li>Start here:</li>{"".join(rows)}</ul>'
 
 
 def bookmarks(items: Sequence[Mapping[str, Any]]) -> str:
@@ -133,7 +143,7 @@ def bookmarks(items: Sequence[Mapping[str, Any]]) -> str:
     rows = (
         f'<li><a class="hs-link" href="{escape(_address(item["sae"], item["feature"]), quote=True)}" '
         f'data-latent="{item["feature"]}" data-sae="{escape(item["sae"], quote=True)}">'
-        f'{escape(item["sae"])} {item["feature"]}</a> {escape(item["label"] or "")}</li>'
+        f"{escape(item['sae'])} {item['feature']}</a> {escape(item['label'] or '')}</li>"
         for item in items
     )
     return f'<ul class="hs-app-list">{"".join(rows)}</ul>'
@@ -186,6 +196,14 @@ def status(service: Service, sae: str) -> str:
 def turned_up(found: Json) -> str:
     """Twice the maximum of a feature, as commands write it."""
     return f"{2 * (found['max_act'] or 1.0):.3g}"
+
+
+def _named(hit: Json) -> str:
+    """A feature in a few words: its label, or the token that its strongest context peaks at."""
+    if hit["label"] or not hit["contexts"]:
+        return hit["label"] or str(hit["feature"])
+    context = hit["contexts"][0]
+    return f"fires on “{visible(context['tokens'][context['peak']].strip())}”"
 
 
 def _hit(hit: Json, sae: str) -> HitView:

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ..errors import EngineBusyError
 from . import gallery, limits
-from .catalog import PATIENCE, Catalog, Served
-from .later import Later
-from .limits import RequestError
+from .catalog import Served
+from .limits import RequestError, words
 from .records import Json, contexts_of, feature_json, hit_json, labels_of, related, text_json
-from .steering import Ask, stream_json
+from .steered import Steered
 
 
-if TYPE_CHECKING:
-    from ..steering import SteeringRun
-    from ..steering.recipes import Preset
-
-MAX_SECONDS = 120.0  # of one steering request of a program
 ORDERS = ("tf-idf", "max", "sum", "mean")
 NO_FEATURES = (
     "has no feature dataset. Its owner makes one with `hf-sae features` and pushes it as REPO-features; until then, texts can be "
@@ -25,7 +18,7 @@ NO_FEATURES = (
 )
 
 
-class Service:
+class Service(Steered):
     """What can be asked about the autoencoders of a catalog.
 
     Every method checks all of its arguments. Where something cannot be given, it raises a [`RequestError`] whose words are for
@@ -35,9 +28,6 @@ class Service:
         catalog ([`Catalog`]): what is served.
         patience (`float`): seconds to wait for what is still loading.
     """
-
-    def __init__(self, catalog: Catalog, patience: float = PATIENCE) -> None:
-        self.catalog, self.patience = catalog, patience
 
     def list_saes(self) -> list[dict[str, Any]]:
         """Lists the sparse autoencoders that can be asked about here, with their host model, place, size and whether they are loaded."""
@@ -188,64 +178,12 @@ class Service:
             )
         return self._found(served, found, "difference of mean activations over their spread")
 
-    def steer(
-        self,
-        prompt: str,
-        edits: list[dict[str, Any]],
-        sae: str = "",
-        max_new_tokens: int = 40,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int = 0,
-        sweep: list[float] | None = None,
-        instruction: str = "",
-        positions: str = "all",
-        chat: bool = False,
-    ) -> dict[str, Any]:
-        """Continues a text with features turned up, down or off, beside the unsteered text, with how fluent each still is.
-
-        Args:
-            prompt: Text to continue, or a user's message with chat=true.
-            edits: What to change: a list such as [{"feature": 12, "operation": "add", "strength": 2.0, "unit": "max"}]. Operations: add, clamp, raise, scale, ablate. Units: max (times the feature's maximum), norm (times the activation's norm), latent. "when": only where that other feature fires.
-            sae: Name of the autoencoder as list_saes gives it, or a repo of the Hub as user/repo or user/repo/folder. Empty: the first one.
-            max_new_tokens: Length of the continuation, 1 to 256 tokens.
-            temperature: 0 takes the likeliest token; up to 2.
-            top_p: Choose among the likeliest tokens that together have this probability.
-            seed: Of sampling, the same for all texts.
-            sweep: Also show these multiples of the strengths, at most 6, such as [0.5, 2].
-            instruction: Also show the unsteered host with this written before the prompt.
-            positions: Tokens that are steered: all, prompt, generated or assistant.
-            chat: Read the prompt through the chat template of the host.
-        """
-        ask = Ask(prompt, edits, max_new_tokens, temperature, top_p, seed, sweep, False, instruction, positions, chat)
-        with self.start_steering(ask, sae) as run:
-            try:
-                streams = run.result(MAX_SECONDS)
-            except TimeoutError as error:
-                raise RequestError(
-                    f"it took more than {MAX_SECONDS:.0f} s. Ask for fewer tokens or variants."
-                ) from error
-        return {"sae": self.catalog.find(sae).name, "prompt": prompt, "streams": [stream_json(s) for s in streams]}
-
-    def start_steering(self, ask: Ask, sae: str = "") -> SteeringRun:
-        """The running texts of a request; leaving its `with` stops them."""
-        served = self.catalog.find(sae)
-        machine = self._part(served.machine)
-        request = ask.request(list(machine.saes), served.name)
-        with words():
-            return machine.engine.start(request)
-
-    def presets(self, sae: str = "") -> list[Preset]:
-        """Edits that the author of an autoencoder recommends."""
-        served = self.catalog.find(sae)
-        with words():
-            return served.presets
-
-    def examples(self, sae: str = "") -> list[Json]:
-        """Features that are easy to read, as hits; none while the index is not there."""
-        served = self.catalog.find(sae)
-        found = served.features.peek()
-        return [] if found is None else gallery.examples(served, found.sae_id)
+    def examples(self, sae: str = "", seconds: float = 0.0) -> list[Json]:
+        """Features that are easy to read, as hits; none where they are not there after so many seconds."""
+        try:
+            return self.catalog.find(sae).examples.get(seconds)
+        except RequestError:
+            return []
 
     def living(self, sae: str = "") -> list[int]:
         """The features that fired when the dataset was made."""
@@ -264,9 +202,6 @@ class Service:
             return None
         hits = index.store.hits({index.store.start[found.sae_id] + feature: 0.0}, {})
         return abs(hits[0].max_act) if hits and hits[0].max_act else None
-
-    def _part(self, part: Later[Any]) -> Any:
-        return part.get(self.patience)
 
     def _index(self, served: Served) -> tuple[Any, str]:
         found, index = self._part(served.features), self._part(served.index)
@@ -316,15 +251,3 @@ def _order(name: str) -> Any:
     from ..features.search.firing import Maximum, Mean, TfIdf, Total
 
     return {"tf-idf": TfIdf, "max": Maximum, "sum": Total, "mean": Mean}[name]()
-
-
-class words:  # noqa: N801
-    """Within it, typed errors of the library become a [`RequestError`] with the same words."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
-        # ValueError: the typed errors, and what the steering engine says of latents and strengths that cannot be
-        if isinstance(error, ValueError | OSError | EngineBusyError):
-            raise RequestError(str(error)) from error

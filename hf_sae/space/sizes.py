@@ -25,7 +25,7 @@ def files_of(repo: str, kind: str = "model", revision: str | None = None) -> tup
         raise RequestError(f"{repo} is no repo of the Hub.")
     with explained(repo, kind):
         info = HfApi(token=False).repo_info(repo, repo_type=kind, revision=revision, files_metadata=True)
-    return {file.rfilename: file.size or 0 for file in info.siblings or ()}, str(info.sha)
+    return {file.rfilename: file.size or 0 for file in getattr(info, "siblings", None) or ()}, str(info.sha)
 
 
 def check_size(
@@ -63,7 +63,11 @@ def check_place(place: Place, most: int) -> str:
     weights = [size for name, size in here.items() if name.endswith(".safetensors")]
     if not weights:
         inside = sorted({str(PurePosixPath(n).parent) for n in sizes if n.endswith(".safetensors")} - {str(folder)})
-        hint = f" It has autoencoders in {', '.join(inside[:8])}: add one, as in {place.repo}/{inside[0]}." if inside else ""
+        hint = (
+            f" It has autoencoders in {', '.join(inside[:8])}: add one, as in {place.repo}/{inside[0]}."
+            if inside
+            else ""
+        )
         raise RequestError(f"{place} holds no .safetensors file, and nothing else is loaded here.{hint}")
     if risky := sorted(name for name in here if name.endswith(RISKY)):
         raise RequestError(f"{place} also holds {', '.join(risky[:3])}: only safetensors are loaded here.")

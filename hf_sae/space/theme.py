@@ -18,6 +18,8 @@ def make_theme() -> gr.themes.Base:
     """The theme; no font is asked of anybody."""
     import gradio as gr
 
+    from ..views.themes import DARK, LIGHT
+
     blue = gr.themes.Color(
         c50="#f0f7fc", c100="#deebf7", c200="#c6dbef", c300="#9ecae1", c400="#6baed6", c500="#3182bd",
         c600="#2171b5", c700="#135a97", c800="#08458a", c900="#08306b", c950="#041c40", name="ink blue",
@@ -25,7 +27,7 @@ def make_theme() -> gr.themes.Base:
     theme = gr.themes.Base(
         primary_hue=blue,
         secondary_hue=blue,
-        neutral_hue=gr.themes.colors.stone,
+        neutral_hue=gr.themes.colors.gray,
         font=SANS,
         font_mono=MONO,
         radius_size=gr.themes.sizes.radius_sm,
@@ -33,8 +35,14 @@ def make_theme() -> gr.themes.Base:
         text_size=gr.themes.sizes.text_md,
     )
     return theme.set(
-        body_background_fill="#fdfcfa",
-        body_background_fill_dark="#151412",
+        body_background_fill=LIGHT["paper"],
+        body_background_fill_dark=DARK["paper"],
+        body_text_color=LIGHT["ink"],
+        body_text_color_dark=DARK["ink"],
+        body_text_color_subdued=LIGHT["quiet"],
+        body_text_color_subdued_dark=DARK["quiet"],
+        border_color_primary=LIGHT["line"],
+        border_color_primary_dark=DARK["line"],
         block_background_fill="transparent",
         block_background_fill_dark="transparent",
         block_border_width="0px",
@@ -42,19 +50,22 @@ def make_theme() -> gr.themes.Base:
         block_label_background_fill="transparent",
         block_label_background_fill_dark="transparent",
         block_title_text_weight="500",
-        input_background_fill="#ffffff",
-        input_background_fill_dark="#1e1c1a",
+        input_background_fill=LIGHT["paper"],
+        input_background_fill_dark=DARK["soft"],
+        input_border_color=LIGHT["line"],
+        input_border_color_dark=DARK["line"],
         input_border_width="1px",
         button_primary_background_fill="*primary_600",
         button_primary_background_fill_hover="*primary_700",
         button_primary_text_color="#ffffff",
-        button_secondary_background_fill="#ffffff",
-        button_secondary_background_fill_dark="#262421",
-        button_secondary_border_color="*neutral_300",
-        button_secondary_border_color_dark="*neutral_700",
+        button_secondary_background_fill=LIGHT["paper"],
+        button_secondary_background_fill_dark=DARK["soft"],
+        button_secondary_border_color=LIGHT["line"],
+        button_secondary_border_color_dark=DARK["line"],
+        button_secondary_text_color_dark=DARK["ink"],
         button_border_width="1px",
-        link_text_color="*primary_600",
-        link_text_color_dark="*primary_300",
+        link_text_color=LIGHT["accent"],
+        link_text_color_dark=DARK["accent"],
     )
 
 
@@ -62,9 +73,9 @@ def style() -> str:
     """The CSS of the views and of the page around them."""
     from ..views import STYLE
 
-    return STYLE + (ASSETS / "space.css").read_text(encoding="utf-8")
+    return STYLE + "".join((ASSETS / name).read_text(encoding="utf-8") for name in ("space.css", "steer.css"))
 
 
 def script() -> str:
-    """The page's own script, as markup for its head."""
-    return f"<script>{(ASSETS / 'script.js').read_text(encoding='utf-8')}</script>"
+    """The page's own scripts, as markup for its head."""
+    return "".join(f"<script>{(ASSETS / name).read_text(encoding='utf-8')}</script>" for name in ("script.js", "steer.js"))

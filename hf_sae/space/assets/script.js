@@ -22,7 +22,8 @@
 
   function follow(element) {
     const { latent, sae, position, row } = element.dataset;
-    if (latent !== undefined) send("hs-goto", message({ feature: Number(latent), sae: sae || "" }));
+    const around = element.closest("[data-sae]");
+    if (latent !== undefined) send("hs-goto", message({ feature: Number(latent), sae: sae || around?.dataset.sae || "" }));
     else if (position !== undefined && element.closest("#hs-grid")) send("hs-sort", message({ position: Number(position) }));
     else if (position !== undefined && element.closest("#hs-streams"))
       send("hs-token", message({ position: Number(position), row: Number(row ?? element.closest("[data-row]")?.dataset.row ?? 0) }));
@@ -30,43 +31,18 @@
     return true;
   }
 
-  // The table of edits, as the visitor has filled it in.
-  function edits() {
-    return [...document.querySelectorAll("#hs-edit-table [data-edit]")].map((row) => {
-      const field = (name) => row.querySelector(`[data-field=${name}]`);
-      const [when, strength] = [field("when").value.trim(), Number(field("strength").value)];
-      return {
-        feature: Number(row.dataset.feature),
-        operation: field("operation").value,
-        strength: Number.isFinite(strength) ? strength : 0,
-        unit: field("unit").value,
-        on: field("on").checked,
-        sae: row.dataset.of,
-        when: /^\d+$/.test(when) ? Number(when) : null,
-      };
-    });
+  // Views name latents on whole articles and rows, too: what acts is a link or button, a cell of the grid, or a card.
+  function clicked(target) {
+    if (target.closest("summary, label, input")) return null;
+    const handle = target.closest("a[data-latent], button[data-latent], a[data-position], button[data-position], [role=button][data-position]");
+    if (handle || target.closest("a, button")) return handle;
+    return target.closest("#hs-grid [data-latent], .hs-card[data-latent]");
   }
-
-  function edited(event) {
-    const row = event.target.closest?.("#hs-edit-table [data-edit]");
-    if (!row) return;
-    const said = edits()[Number(row.dataset.edit)];
-    const raw = row.querySelector(".hs-edit-raw");
-    const inMaxima = said.unit === "max" && !["scale", "ablate"].includes(said.operation) && raw.dataset.max;
-    raw.textContent = inMaxima ? `= ${Number((said.strength * Number(raw.dataset.max)).toPrecision(3))}` : "";
-    send("hs-edits", JSON.stringify(edits()));
-  }
-  document.addEventListener("input", edited);
-  document.addEventListener("change", edited);
 
   document.addEventListener("click", (event) => {
-    const remove = event.target.closest?.("[data-remove]");
-    const add = event.target.closest?.("[data-add]");
-    if (remove) send("hs-edit-change", message({ remove: Number(remove.dataset.remove) }));
-    if (add) send("hs-edit-change", message({ add: Number(add.dataset.add), sae: add.dataset.of || "" }));
-    if (remove || add) event.preventDefault();
-    if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.shiftKey) return;
-    const element = event.target.closest?.("[data-latent], [data-position]");
+    if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.shiftKey || !event.target.closest) return;
+    if (String(getSelection())) return;
+    const element = clicked(event.target);
     if (element && follow(element)) event.preventDefault();
   });
 
@@ -76,9 +52,9 @@
 
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
-    const clicked = event.target.closest?.("[data-latent], [data-position]");
-    if (clicked && clicked.tagName !== "A" && clicked.tagName !== "BUTTON" && (event.key === "Enter" || event.key === " ")) {
-      if (follow(clicked)) event.preventDefault();
+    const focused = event.target.closest?.("[role=button][data-position]");
+    if (focused && (event.key === "Enter" || event.key === " ")) {
+      if (follow(focused)) event.preventDefault();
       return;
     }
     if (typing(event.target)) return;
@@ -110,9 +86,20 @@
     setTimeout(() => { target.textContent = before; }, 1200);
   }
 
+  let waiting = 0;
+
   window.hfsae = {
-    // What the page shows, in the address bar: a reload and a link bring it back.
-    remember(query) {
+    send,
+    message,
+    // What the page shows, in the address bar: a reload and a link bring it back. News of a tab that nobody looks at is no
+    // news; one that is about to be shown is waited for.
+    remember(query, patience = 10) {
+      clearTimeout(waiting);
+      const tab = new URLSearchParams(query).get("tab") || "explore";
+      if (document.getElementById("hs-tab-explore") && !shown(`hs-tab-${tab}`)) {
+        if (patience) waiting = setTimeout(() => window.hfsae.remember(query, patience - 1), 100);
+        return;
+      }
       const keep = new URLSearchParams(location.search);
       const theme = keep.get("__theme");
       const parts = [query, theme ? `__theme=${encodeURIComponent(theme)}` : ""].filter(Boolean).join("&");

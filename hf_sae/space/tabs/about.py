@@ -19,21 +19,15 @@ class About:
         self.page = page
         self.body = gr.HTML("", elem_id="hs-about", min_height=320)
 
-    def wire(self) -> None:
-        """Nothing to press."""
-
-    def show(self, sae: str) -> str:
-        """Facts, figures and card."""
-        try:
-            served = self.page.service.catalog.find(sae)
-            return card.about(served)
-        except RequestError as error:
-            return problem(error)
-
-    def on_select(self, tab: Any) -> None:
+    def wire(self, tab: Any) -> None:
         """The card is read when somebody looks at it."""
-        tab.select(self.show, self.page.sae, self.body, **PRIVATE, **FAST)
+        page = self.page
+        tab.select(self.show, page.sae, [self.body, page.link], **PRIVATE, **FAST)
 
-    def link(self, sae: str) -> str:
-        """The link to this tab."""
-        return Link(tab="about", sae=sae).query()
+    def show(self, sae: str) -> tuple[str, str]:
+        """Facts, figures and card, and the link to them."""
+        link = Link(tab="about").at(sae=self.page.named(sae)).query()
+        try:
+            return card.about(self.page.service.catalog.find(sae)), link
+        except (RequestError, OSError, ValueError) as error:  # the repo cannot be read: no card, but words
+            return problem(RequestError(str(error))), link

@@ -7,11 +7,13 @@ from typing import Any
 
 from .. import present, snippets
 from ..limits import MAX_TEXT, MAX_TOP, RequestError
-from ..links import MAX_LINK_TEXT, Link
+from ..links import Link
 from ..page import HIDDEN, HOST, PRIVATE, CopyBar, Page, notice, problem
 
 
-SAMPLE = 'import os\n\ndef main(path):\n    """Read a file."""\n    with open(path) as file:\n        return file.read()\n'
+SAMPLE = (
+    'import os\n\ndef main(path):\n    """Read a file."""\n    with open(path) as file:\n        return file.read()\n'
+)
 
 
 class Inspect:
@@ -28,7 +30,9 @@ class Inspect:
             with gr.Column(scale=1, min_width=200):
                 self.top = gr.Slider(1, MAX_TOP, value=5, step=1, label="Features per token")
                 self.go = gr.Button("Read", variant="primary", elem_id="hs-inspect-go")
-        self.grid = gr.HTML(notice("Press Read: every token shows its strongest features."), elem_id="hs-grid", min_height=320)
+        self.grid = gr.HTML(
+            notice("Press Read: every token shows its strongest features."), elem_id="hs-grid", min_height=320
+        )
         with gr.Row(elem_classes="hs-bar"):
             self.copy = CopyBar("inspect", command=False)
         self.result = gr.State(None, time_to_live=1800)
@@ -44,7 +48,7 @@ class Inspect:
         """What reading changes."""
         return [self.grid, self.result, self.page.link, self.copy.python]
 
-    def wire(self) -> None:
+    def wire(self, tab: Any) -> None:
         """Connects boxes and buttons."""
         ask: dict[str, Any] = {"inputs": self.inputs, "outputs": self.view, **PRIVATE, **HOST}
         self.go.click(self.read, **ask)
@@ -52,16 +56,21 @@ class Inspect:
         self.top.release(self.read, **ask)
         self.sort.change(self.sorted_by, [self.sort, self.result], self.grid, **PRIVATE, queue=False)
         self.copy.wire()
+        tab.select(self.address, [self.page.sae, self.text], self.page.link, **PRIVATE, queue=False)
 
     def read(self, sae: str, text: str, top: float) -> tuple[str, Any, str, str]:
         """The grid of a text."""
-        link = Link(tab="inspect").at(sae=self.page.named(sae), prompt=(text or "")[:MAX_LINK_TEXT])
+        link = self.address(sae, text)
         try:
             found = self.page.service.inspect_text(text, sae, top)  # ty: ignore[invalid-argument-type]
             origin = self.page.service.catalog.find(sae).origin
         except RequestError as error:
-            return problem(error), None, link.query(), ""
-        return present.grid(found), found, link.query(), snippets.inspect_snippet(origin, text, int(top)).python
+            return problem(error), None, link, ""
+        return present.grid(found), found, link, snippets.inspect_snippet(origin, text, int(top)).python
+
+    def address(self, sae: str, text: str) -> str:
+        """The link to the reading of a text; of a long one, of its beginning."""
+        return Link(tab="inspect").at(sae=self.page.named(sae), prompt=(text or "")).query()
 
     def sorted_by(self, message: str, found: Any) -> str:
         """The same grid, the strongest of one token first; nothing is computed again."""

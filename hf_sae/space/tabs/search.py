@@ -59,10 +59,14 @@ class Search:
             elem_id="hs-against",
         )
         with gr.Accordion("Filters", open=False), gr.Row():
-            self.rare = gr.Slider(-6, 0, value=0, step=0.5, label="Fires on at most this share of tokens (power of ten)")
+            self.rare = gr.Slider(
+                -6, 0, value=0, step=0.5, label="Fires on at most this share of tokens (power of ten)"
+            )
             self.score = gr.Slider(0, 1, value=0, step=0.05, label="Score of its label, at least")
             self.limit = gr.Slider(5, 50, value=10, step=5, label="Results")
-        self.results = gr.HTML(notice("Type what you look for, and press Enter."), elem_id="hs-results", min_height=320)
+        self.results = gr.HTML(
+            notice("Type what you look for, and press Enter."), elem_id="hs-results", min_height=320
+        )
         with gr.Row(elem_classes="hs-bar"):
             self.copy = CopyBar("search")
 
@@ -76,7 +80,7 @@ class Search:
         """What a search changes."""
         return [self.results, self.page.link, *self.copy.view]
 
-    def wire(self) -> None:
+    def wire(self, tab: Any) -> None:
         """Connects boxes and buttons."""
         ask: dict[str, Any] = {"inputs": self.inputs, "outputs": self.view, **PRIVATE, **HOST}
         self.query.submit(self.search, **ask)
@@ -84,6 +88,7 @@ class Search:
         self.against.submit(self.search, **ask)
         self.mode.change(self.labelled, self.mode, [self.query, self.against], **PRIVATE, queue=False)
         self.copy.wire()
+        tab.select(self.address, self.inputs[:4], self.page.link, **PRIVATE, queue=False)
 
     def labelled(self, mode: str) -> tuple[Any, Any]:
         """The boxes for a kind of search."""
@@ -97,15 +102,20 @@ class Search:
         self, sae: str, mode: str, query: str, against: str, rare: float, score: float, limit: float
     ) -> tuple[str, str, str, str]:
         """Hits, and the link and snippets that give them again."""
-        link = Link(tab="search").at(sae=self.page.named(sae), q=query or "", mode=mode, against=against or "")
+        link = self.address(sae, mode, query, against)
         try:
             found = self._ask(sae, mode, query, against, rare, score, limit)
             served = self.page.service.catalog.find(sae)
         except RequestError as error:
-            return problem(error), link.query(), "", ""
+            return problem(error), link, "", ""
         made = snippets.search_snippet(served.origin, mode, query, against or "", int(limit))
         shown = present.hits(found) if found["hits"] else notice(EMPTY[mode])
-        return shown, link.query(), made.python, made.command
+        return shown, link, made.python, made.command
+
+    def address(self, sae: str, mode: str, query: str, against: str) -> str:
+        """The link to a search."""
+        link = Link(tab="search").at(sae=self.page.named(sae), q=query or "", mode=mode, against=against or "")
+        return link.query()
 
     def _ask(
         self, sae: str, mode: str, query: str, against: str, rare: float, score: float, limit: float

@@ -11,7 +11,7 @@ from .. import limits, snippets
 from .. import streams as views
 from ..edit_table import edit_table
 from ..limits import RequestError
-from ..links import MAX_LINK_TEXT, Link
+from ..links import MAX_LINK_TEXT, Link, read_link
 from ..page import HIDDEN, PRIVATE, CopyBar, Page, notice, problem, with_request
 from ..steering import POSITIONS, Ask, stream_json
 
@@ -98,7 +98,7 @@ class Steer:
         """What a change of the edits changes."""
         return [self.edits, self.table]
 
-    def wire(self) -> None:
+    def wire(self, tab: Any) -> None:
         """Connects buttons, table and clicks."""
         quick: dict[str, Any] = {**PRIVATE, "queue": False}
         given = [self.page.sae, *self.asked]
@@ -113,7 +113,13 @@ class Steer:
             self.preset_chosen, [self.page.sae, self.preset], [*self.edited, self.prompt, self.positions], **quick
         )
         self.token.change(self.clicked, [self.page.sae, self.token, self.result], self.found, **quick)
+        tab.select(self.presets, self.page.sae, self.preset, **quick)
+        tab.select(self.here, given, self.page.link, **quick)
         self.copy.wire()
+
+    def here(self, sae: str, *given: Any) -> str:
+        """The address of what the tab shows."""
+        return self.said(sae, self.ask(*given))[0]
 
     def ask(self, prompt: str, edits: str, tokens: float, temperature: float, top_p: float, seed: float, sweep: bool,
             ablation: bool, told: str, positions: str, chat: bool) -> Ask:  # fmt: skip
@@ -272,16 +278,21 @@ class Steer:
         labels = {one["latent"]: self.page.service.label(one["latent"], sae) for one in token["latents"]}
         return views.token_features(token, labels)
 
-    def opened(self, sae: str, link: Link) -> list[Any]:
-        """The components as a link wants them: edits, table, and those of [`Steer.asked`] that it carries."""
+    def opened(self, request: gr.Request, sae: str) -> list[Any]:
+        """The components as the address wants them, in the order of [`Steer.settings`]."""
         import gradio as gr
 
-        options = link.options
-        return [
-            *self.drawn(sae, list(link.edits)),
-            link.prompt or gr.skip(),
-            *(options.get(name, gr.skip()) for name in OPTIONS),
-        ]
+        link = read_link(dict(request.query_params))
+        if link.tab != "steer":
+            return [gr.skip()] * len(self.settings)
+        told = (link.options.get(name, gr.skip()) for name in OPTIONS)
+        return [*self.drawn(link.sae or sae, list(link.edits)), link.prompt or gr.skip(), *told]
+
+    def from_feature(self, sae: str, edits: str, feature: float | None) -> list[Any]:
+        """The feature that is shown, added to the edits; and this tab."""
+        import gradio as gr
+
+        return [*self.added(sae, edits, feature), gr.Tabs(selected="steer")]
 
     @property
     def settings(self) -> list[Any]:
