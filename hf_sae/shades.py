@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 WARM = ("#FFFFFF", "#FEE8C8", "#FDBB84", "#E6550D", "#7F2704")
 COOL = ("#FFFFFF", "#DEEBF7", "#9ECAE1", "#3182BD", "#08306B")
@@ -13,8 +15,12 @@ _CUBE = (0, 95, 135, 175, 215, 255)  # the levels of the 6 x 6 x 6 colours of a 
 
 def shade(share: float) -> str:
     """The background `#RRGGBB` for an activation that is `share` of full strength, from -1 to 1."""
-    ramp = WARM if share >= 0 else COOL
-    place = min(abs(share), 1.0) * (len(ramp) - 1)
+    return mix(WARM if share >= 0 else COOL, min(abs(share), 1.0))
+
+
+def mix(ramp: Sequence[str], share: float) -> str:
+    """The colour at `share` of the way, 0 to 1, along colours that stand at equal distances."""
+    place = share * (len(ramp) - 1)
     left = min(int(place), len(ramp) - 2)
     pairs = zip(_channels(ramp[left]), _channels(ramp[left + 1]), strict=True)
     return "#" + "".join(f"{round(low + (high - low) * (place - left)):02X}" for low, high in pairs)

@@ -28,6 +28,7 @@ LAYERS = (
         "shades",
         "terminal",
         "versions",
+        "views",
     },
     {"activations", "conversion"},
     {"evaluation", "features", "hub", "steering", "training"},

@@ -17,7 +17,7 @@ from .search.direction import cosines
 from .search.embedders import Embedder, HashingEmbedder, WordsOnly
 from .search.filters import Filters, checked_limit
 from .search.firing import Order, TfIdf, firing, peak_text
-from .search.hits import Hit, Reason
+from .search.hits import Hits, Reason
 from .search.latents import Latents
 from .search.store import Store
 from .search.words import Words
@@ -96,7 +96,7 @@ class FeatureIndex:
             file.write(dataset, folder, key, embedder, anew)
         return cls(dataset, Store(folder), embedder, note)
 
-    def search(self, text: str, limit: int = 20, filters: Filters | None = None) -> list[Hit]:
+    def search(self, text: str, limit: int = 20, filters: Filters | None = None) -> Hits:
         """Features whose labels, strongest contexts or promoted tokens have these words, or whose labels are similar.
 
         Each way gives a ranking, and the rankings are fused by reciprocal rank. Quoted words are a phrase; no other character
@@ -113,7 +113,7 @@ class FeatureIndex:
         """
         return self._words.search(text, checked_limit(limit), filters or Filters())
 
-    def by_promoted(self, token: str, limit: int = 20, filters: Filters | None = None) -> list[Hit]:
+    def by_promoted(self, token: str, limit: int = 20, filters: Filters | None = None) -> Hits:
         """Features that raise the logit of a token most: the very token first, then with other spaces or upper case.
 
         Only the promoted tokens that the dataset lists for each feature are known. Score: the logit per unit of activation.
@@ -131,7 +131,7 @@ class FeatureIndex:
         sae_id: str | None = None,
         limit: int = 20,
         filters: Filters | None = None,
-    ) -> list[Hit]:
+    ) -> Hits:
         """Features whose decoder rows point most in a direction. Score: the cosine.
 
         Args:
@@ -159,7 +159,7 @@ class FeatureIndex:
         order: Order | None = None,
         limit: int = 20,
         filters: Filters | None = None,
-    ) -> list[Hit]:
+    ) -> Hits:
         """Features that fire on a text, BOS left out.
 
         Args:
@@ -199,7 +199,7 @@ class FeatureIndex:
         sae_id: str | None = None,
         limit: int = 20,
         filters: Filters | None = None,
-    ) -> list[Hit]:
+    ) -> Hits:
         """Features whose mean activation differs most between two sets of texts, in either direction.
 
         Score: [`standardised_difference`], above 0 for what fires more in `texts_a`. Memory does not grow with the number of texts.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import textwrap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,8 +11,8 @@ import torch
 from ..errors import DataError, HookPointError
 from ..hooks import read
 from ..hosts.fingerprints import warn_of_another_host
-from ..shades import shade, text_on
 from ..terminal import WIDTH, Strip, columns, shorten, visible
+from ..views import notebook, token_grid, token_strip
 from .tokens import special_ids, token_texts
 
 
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
 
 _TOKENS_AT_ONCE = 256
 _TOKEN_COLUMNS = 14
-_MONO = "font-family:ui-monospace,SFMono-Regular,Menlo,monospace;font-size:13px"
 
 
 @dataclass(frozen=True)
@@ -70,13 +68,13 @@ class TopFeatures:
     def _share(self, latent: int, activation: float) -> float:
         return activation / (self.maxima[latent] or 1.0)
 
-    def _strip(self) -> Strip:
-        shares = [self._share(j[0], a[0]) if j else 0.0 for j, a in zip(self.latents, self.activations, strict=True)]
-        return Strip(self.tokens, shares, maximum=1.0, special=self.special)
+    def _shares(self) -> list[float]:
+        """Of the strongest latent of each token."""
+        return [self._share(j[0], a[0]) if j else 0.0 for j, a in zip(self.latents, self.activations, strict=True)]
 
     def __str__(self) -> str:
         note = textwrap.fill(f"Shade: the strongest latent of each token; {self.scale}.", WIDTH)
-        lines = [str(self._strip()), "", note, ""]
+        lines = [str(Strip(self.tokens, self._shares(), maximum=1.0, special=self.special)), "", note, ""]
         digits = len(str(len(self.tokens)))
         label = f"{'':>{digits}}  {'token':<{_TOKEN_COLUMNS}}  "
         lines.append(f"{label}latent:activation, strongest first")
@@ -89,43 +87,20 @@ class TopFeatures:
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        strip = "".join(self._token(position) for position in range(len(self.tokens)))
-        rows = "".join(self._row(position) for position in range(len(self.tokens)))
-        note = html.escape(f"Shade: the strongest latent of each token; {self.scale}.")
-        return (
-            f'<div style="{_MONO};line-height:1.9;white-space:pre-wrap;overflow-wrap:anywhere">{strip}</div>'
-            f'<p style="font-size:12px;opacity:.75;margin:.4em 0">{note}</p>'
-            f'<div style="max-height:28em;overflow:auto"><table style="{_MONO};border-collapse:collapse">{rows}</table></div>'
+        from .showing import grid_view
+
+        strongest = [row[0] if row else 0.0 for row in self.activations]
+        maxima = [self.maxima[row[0]] if row else 0.0 for row in self.latents]
+        pairs = (
+            zip(latents, activations, strict=True)
+            for latents, activations in zip(self.latents, self.activations, strict=True)
         )
-
-    def _token(self, position: int) -> str:
-        token, latents, activations = self.tokens[position], self.latents[position], self.activations[position]
-        tip = f"{visible(token)} · id {self.token_ids[position]} · position {position}"
-        tip += "".join(f" · {j}: {a:.3g}" for j, a in zip(latents, activations, strict=True))
-        text = html.escape(visible(token)) + ("\n" if token.endswith("\n") else "")
-        if position in self.special:
-            style = "color:#555;background:#EEE;border-radius:8px;padding:0 4px;font-size:11px"
-        else:
-            style = _style(self._share(latents[0], activations[0])) if latents else ""
-        return f'<span title="{html.escape(tip, quote=True)}" style="{style}">{text}</span>'
-
-    def _row(self, position: int) -> str:
-        pairs = zip(self.latents[position], self.activations[position], strict=True)
-        cells = "".join(
-            f'<td style="padding:1px 6px;{_style(self._share(j, a))}">{j}&nbsp;·&nbsp;{a:.3g}</td>' for j, a in pairs
+        notes = [", ".join(f"latent {j} {a:.3g}" for j, a in row) for row in pairs]
+        strip = token_strip(
+            self.tokens, strongest, maximum=maxima, token_ids=self.token_ids, special=self.special, notes=notes
         )
-        token = html.escape(visible(self.tokens[position]))
-        head = f'<th style="padding:1px 8px;text-align:left;white-space:pre;font-weight:normal">{token}</th>'
-        return f'<tr><td style="padding:1px 6px;opacity:.6">{position}</td>{head}{cells}</tr>'
-
-
-def _style(share: float) -> str:
-    if abs(share) < 1 / 255:
-        return ""
-    background = shade(share)
-    thickness = min(4, round(abs(share) * 4))
-    line = f"border-bottom:{thickness}px {'dashed' if share < 0 else 'solid'} currentColor;" if thickness else ""
-    return f"background:{background};color:{text_on(background)};{line}"
+        note = '<p class="hs-note">Shade: the strongest latent of each token.</p>'
+        return notebook(f'<div class="hs">{strip}{note}{token_grid(grid_view(self))}</div>')
 
 
 def _cells(head: str, cells: list[str]) -> list[str]:

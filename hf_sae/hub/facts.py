@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..models import SAE
 from ..models.adapters import has_adapter
+from ..views.words import meaning as meaning_of_place
 from .markdown import code
 
 
@@ -18,16 +19,6 @@ if TYPE_CHECKING:
 
 DEFAULT_HOST, HUB = "default_host", "https://huggingface.co"
 OWN_HOST = "the small language model that ships with hf-sae"
-_WORDS = {
-    "resid_pre": "the residual stream before block {}",
-    "resid_mid": "the residual stream between attention and MLP of block {}",
-    "resid_post": "the residual stream after block {}",
-    "attn_in": "the input of attention in block {}",
-    "attn_z": "the concatenated heads of attention in block {}",
-    "attn_out": "what attention of block {} adds to the residual stream",
-    "mlp_in": "the input of the MLP of block {}",
-    "mlp_out": "what the MLP of block {} adds to the residual stream",
-}
 _TRAINING = {
     "total_tokens": "Tokens",
     "tokens_per_batch": "Tokens per batch",
@@ -88,10 +79,7 @@ def in_words(point: str | list[str] | None) -> str:
     """A hook point as a person would say it."""
     if not isinstance(point, str):
         return "an unnamed place" if point is None else ", ".join(point)
-    tower, _, rest = point.rpartition(":") if not point.endswith((":input", ":output")) else ("", "", point)
-    name, _, layer = rest.rpartition(".")
-    words = _WORDS.get(name, "").format(layer) if layer.isdigit() else {"embed": "the token embeddings"}.get(rest, "")
-    return words + (f" of the {tower} tower" if words and tower else "")
+    return meaning_of_place(point)
 
 
 def summary(sae: SAE, escape: Callable[[str], str]) -> str:

@@ -87,25 +87,12 @@ def hostile() -> TopFeatures:
 
 def test_hostile_tokens_are_escaped_everywhere() -> None:
     page, text = hostile()._repr_html_(), str(hostile())
-    assert set(re.findall(r"<(/?\w+)", page)) == {
-        "div",
-        "/div",
-        "span",
-        "/span",
-        "p",
-        "/p",
-        "table",
-        "/table",
-        "tr",
-        "/tr",
-        "td",
-        "/td",
-        "th",
-        "/th",
-    }
-    assert "&lt;script&gt;" in page
-    assert 'onmouseover="' not in page
-    assert "&amp;amp;" in page
+    body = page.partition("</style>")[2]
+    assert set(re.findall(r"<(\w+)", body)) == {
+        "div", "span", "p", "table", "thead", "tbody", "tr", "td", "th"
+    }  # fmt: skip
+    assert 'onmouseover="' not in body
+    assert "&amp;amp;" in body
     for output in (page, text):
         assert "\x1b" not in output
         assert "\u202e" not in output

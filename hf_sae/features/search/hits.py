@@ -6,6 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ...terminal import WIDTH, shorten, visible
+from ...views.words import rate
+
 
 _K = 60  # of reciprocal rank fusion, as in Cormack, Clarke and Büttcher (SIGIR 2009)
 
@@ -53,6 +56,25 @@ class Hit:
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
         return asdict(self)
+
+
+class Hits(list[Hit]):
+    """Features that were found, best first: a list that prints one line each and renders as cards in a notebook."""
+
+    def __str__(self) -> str:
+        return "\n".join(map(_line, self)) or "No feature was found."
+
+    def _repr_html_(self) -> str:
+        from ...views import hit_list, notebook
+        from ..showing import hit_view
+
+        return notebook(hit_list([hit_view(hit) for hit in self]))
+
+
+def _line(hit: Hit) -> str:
+    why = f"  {hit.reasons[0].kind}: {visible(hit.reasons[0].snippet)}" if hit.reasons else ""
+    name = "no label" if hit.label is None else f'"{visible(hit.label)}"'
+    return shorten(f"{visible(hit.sae_id)} {hit.feature}  {name}  {rate(hit.density)}{why}", WIDTH)
 
 
 def fuse(rankings: Iterable[Sequence[int]]) -> dict[int, float]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from ...errors import ConfigError
 from .filters import Filters, checked_limit
 from .firing import Activity, Firing
-from .hits import Hit, Reason
+from .hits import Hits, Reason
 from .store import Store
 
 
@@ -64,7 +64,7 @@ class Latents:
         limit: int,
         filters: Filters | None,
         reason: Callable[[int], Reason],
-    ) -> list[Hit]:
+    ) -> Hits:
         """The first of `latents` that pass the filters; `scores` is `[d_sae]`."""
         first = self.store.start[self.sae_id]
         numbers = self.store.first((latents + first).tolist(), filters or Filters(), checked_limit(limit))

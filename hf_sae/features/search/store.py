@@ -15,7 +15,7 @@ import numpy as np
 from ...errors import DataError
 from .file import DATABASE, OWNERS, VECTORS
 from .filters import Filters
-from .hits import Hit, Reason
+from .hits import Hit, Hits, Reason
 from .rows import CLOSE, OPEN, folded
 from .terms import Terms
 
@@ -147,7 +147,7 @@ class Store:
             out[:, feature] = density, max_act
         return out[0], out[1]
 
-    def hits(self, scores: dict[int, float], reasons: dict[int, list[Reason]]) -> list[Hit]:
+    def hits(self, scores: dict[int, float], reasons: dict[int, list[Reason]]) -> Hits:
         """Scored features with what is known of them, in the order of `scores`."""
         marks = ", ".join("?" * len(scores))
         rows = self.rows(
@@ -155,12 +155,12 @@ class Store:
             list(scores),
         )
         facts = {row[0]: row[1:] for row in rows}
-        return [
+        return Hits(
             Hit(self._names[sae], feature, scores[number], tuple(reasons.get(number, ())), *other)
             for number in scores
             if number in facts
             for sae, feature, *other in [facts[number]]
-        ]
+        )
 
 
 def _marked(text: str) -> tuple[str, tuple[tuple[int, int], ...]]:

@@ -7,7 +7,7 @@ import numpy as np
 from ..schema import storable
 from .embedders import Embedder
 from .filters import Filters
-from .hits import Hit, Reason, fuse
+from .hits import Hits, Reason, fuse
 from .store import Store
 from .terms import MAX_QUERY, Terms, plain
 
@@ -27,7 +27,7 @@ class Words:
     def __init__(self, store: Store, embedder: Embedder | None) -> None:
         self.store, self.embedder = store, embedder
 
-    def search(self, text: str, limit: int, filters: Filters) -> list[Hit]:
+    def search(self, text: str, limit: int, filters: Filters) -> Hits:
         """Features with these words, or similar labels."""
         depth, terms = max(DEPTH, limit), Terms.of(text)
         exact = self.store.promoting(storable(text[:MAX_QUERY]), filters, depth)
@@ -38,7 +38,7 @@ class Words:
         reasons = {number: self._reasons(number, terms, rankings, exact, similar) for number in scores}
         return self.store.hits(scores, reasons)
 
-    def by_promoted(self, token: str, limit: int, filters: Filters) -> list[Hit]:
+    def by_promoted(self, token: str, limit: int, filters: Filters) -> Hits:
         """Features that promote a token, by its logit."""
         found = self.store.promoting(storable(token[:MAX_QUERY]), filters, limit)
         reasons = {
