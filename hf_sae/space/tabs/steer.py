@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from .. import limits, snippets
 from .. import streams as views
+from ..asked import OPTIONS, address, rows_of
 from ..edit_table import edit_table
 from ..limits import RequestError
-from ..links import MAX_LINK_TEXT, Link, read_link
+from ..links import read_link
 from ..page import HIDDEN, PRIVATE, CopyBar, Page, notice, problem, with_request
 from ..steering import POSITIONS, Ask, stream_json
 
@@ -173,34 +174,12 @@ class Steer:
 
     def said(self, sae: str, ask: Ask) -> tuple[str, list[str]]:
         """The address of a run, and the same as Python and as a command."""
-        options = {
-            name: getattr(ask, name)
-            for name in (
-                "max_new_tokens",
-                "temperature",
-                "top_p",
-                "seed",
-                "ablation",
-                "instruction",
-                "positions",
-                "chat",
-            )
-            if getattr(ask, name) != getattr(Ask("", ()), name)
-        }
-        if ask.sweep:
-            options["sweep"] = True
-        link = Link(tab="steer").at(
-            sae=self.page.named(sae),
-            prompt=str(ask.prompt or "")[:MAX_LINK_TEXT],
-            edits=tuple(ask.edits),
-            options=options,
-        )
+        query = address(ask, self.page.named(sae))
         try:
-            origin = self.page.service.catalog.find(sae).origin
-            snippet = snippets.steer_snippet(origin, ask)
+            snippet = snippets.steer_snippet(self.page.service.catalog.find(sae).origin, ask)
         except RequestError:
-            return link.query(), ["", ""]
-        return link.query(), [snippet.python, snippet.command]
+            return query, ["", ""]
+        return query, [snippet.python, snippet.command]
 
     def added(self, sae: str, edits: str, feature: float | None) -> list[Any]:
         """The edits with one more feature."""
@@ -301,15 +280,3 @@ class Steer:
             *self.edited, self.prompt, self.tokens, self.temperature, self.top_p, self.seed, self.sweep, self.ablation, self.told,
             self.positions, self.chat,
         ]  # fmt: skip
-
-
-OPTIONS = ("max_new_tokens", "temperature", "top_p", "seed", "sweep", "ablation", "instruction", "positions", "chat")
-
-
-def rows_of(edits: str) -> list[dict[str, Any]]:
-    """The edits of the hidden box; what is no list of them is none."""
-    try:
-        found = json.loads(edits or "[]")
-    except ValueError:
-        return []
-    return [row for row in found if isinstance(row, dict)] if isinstance(found, list) else []
