@@ -187,11 +187,11 @@ def grid_view(
         for latent, activation in zip(latents, activations, strict=True):
             rows.setdefault(latent, [0.0] * len(top.tokens))[place] = activation
 
-    def share(latent: int) -> float:
-        values = rows[latent] if position is None else [rows[latent][position]]
-        return max(abs(a) for a in values) / (abs(top.maxima[latent]) or 1.0)
+    def key(latent: int) -> tuple[float, float, int]:
+        sizes = [abs(a) / (abs(top.maxima[latent]) or 1.0) for a in rows[latent]]
+        return 0.0 if position is None else -sizes[position], -max(sizes), latent
 
-    order = sorted(rows, key=lambda latent: (-share(latent), latent))[:limit]
+    order = sorted(rows, key=key)[:limit]
     by = "strength anywhere in the text" if position is None else f"strength on token {position}"
     shown = f", the first {limit} of {len(rows)} latents" if len(rows) > limit else ""
     return GridView(

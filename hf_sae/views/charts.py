@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from .markup import attributes, text
 from .token_strip import shown
-from .words import count, number
+from .words import aligned, count, number
 
 
 WIDTH, HEIGHT = 320, 132
@@ -147,8 +147,12 @@ def bars(tokens: Sequence[str], values: Sequence[float], *, most: float | None =
     if len(tokens) != len(values):
         raise ValueError(f"{len(tokens)} tokens and {len(values)} values: give one value for each token.")
     if not tokens:
-        return f'<p class="hs hs-note">{text(empty)}</p>'
-    full = abs(most or 0.0) or max((abs(v) for v in values if math.isfinite(v)), default=0.0) or 1.0
+        return f'<div class="hs"><p class="hs-note">{text(empty)}</p></div>'
+    full = (
+        (abs(most) if most and math.isfinite(most) else 0.0)
+        or max((abs(v) for v in values if math.isfinite(v)), default=0.0)
+        or 1.0
+    )
     rows = []
     for token, value in zip(tokens, values, strict=True):
         share = 0.0 if math.isnan(value) else min(abs(value) / full, 1.0)
@@ -156,9 +160,9 @@ def bars(tokens: Sequence[str], values: Sequence[float], *, most: float | None =
         rows.append(
             f'<li><code class="hs-token">{shown(token)}</code>'
             f'<span class="hs-track"><span class="{kind}" style="width:{100 * share:.1f}%"></span></span>'
-            f'<span class="hs-value">{number(value)}</span></li>'
+            f'<span class="hs-value">{aligned(value)}</span></li>'
         )
-    return f'<ul class="hs hs-bars hs-whitespace">{"".join(rows)}</ul>'
+    return f'<div class="hs"><ul class="hs-bars hs-whitespace">{"".join(rows)}</ul></div>'
 
 
 def line(values: Sequence[float | None], *, most: float, label: str, mark: int | None = None) -> str:

@@ -10,7 +10,7 @@ from .contexts import context_rows, distinct
 from .feature import FeatureView, RelatedView
 from .labels import LabelView, basis, counterexamples, label_line
 from .markup import attributes, handle, text
-from .words import count, number, place, rate, silence, strength
+from .words import aligned, count, number, place, rate, silence, strength
 
 
 def feature_page(view: FeatureView, uid: str = "") -> str:
@@ -129,7 +129,7 @@ def _strengths(view: FeatureView) -> str:
 
 def _related(view: FeatureView) -> str:
     parts = (
-        ("Nearest features", "cosine of decoder rows", view.nearest, number),
+        ("Nearest features", "cosine of decoder rows", view.nearest, aligned),
         ("Fires together with", "tokens on which both fire", view.together, count),
     )
     cells = []

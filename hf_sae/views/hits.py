@@ -11,7 +11,7 @@ from .markup import attributes, handle, text
 from .words import number, ordinal, rate, strength
 
 
-_CONTEXTS, _AROUND = 2, 10
+_CONTEXTS = 2
 _WHY = {
     "label": ("Label", ""),
     "example": ("Fires on text with", ""),
@@ -86,7 +86,7 @@ def hit_card(hit: HitView) -> str:
     why = "".join(f"<li>{_why(reason)}</li>" for reason in hit.reasons)
     why = f'<ul class="hs-why" aria-label="Why it was found">{why}</ul>' if why else ""
     shown = distinct(hit.contexts)[:_CONTEXTS]
-    rows = context_rows(shown, hit.maximum, latent=hit.latent, sae_id=hit.sae_id, around=_AROUND) if shown else ""
+    rows = context_rows(shown, hit.maximum, latent=hit.latent, sae_id=hit.sae_id) if shown else ""
     facts = [rate(hit.density)]
     facts += [strength(hit.maximum, None)] if hit.maximum is not None else []
     facts += [f"{hit.score_name} {number(hit.score)}"] if hit.score is not None else []

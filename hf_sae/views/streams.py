@@ -137,7 +137,7 @@ def _difference(stream: StreamView, row: int) -> str:
 
 def _kl(stream: StreamView, most: float) -> str:
     known = [k for k in stream.kl or () if k is not None and not math.isnan(k)]
-    if not known:
+    if not known or max(known) == 0:
         return ""
     label = f"KL to the host without edits: mean {number(sum(known) / len(known))}, most {number(max(known))} nats per token"
     drawn = line(list(stream.kl or ()), most=most, label=label, mark=stream.diverges_at)

@@ -17,7 +17,7 @@ _PLACES = {
     "mlp_out": "what the MLP of block {} adds to the residual stream",
     "final": "the residual stream after the last block",
 }
-_UNITS = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e4, "k"))
+_UNITS = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
 
 
 def number(value: float | None) -> str:
@@ -33,12 +33,17 @@ def number(value: float | None) -> str:
     return shown.replace("-", "−")
 
 
+def aligned(value: float) -> str:
+    """As [`number`], with zeros behind so that digits stand below one another: `4.60`."""
+    return f"{value:#.3g}".replace("-", "−") if 0.01 <= abs(value) < 99.95 else number(value)
+
+
 def count(value: float) -> str:
     """How many: `850`, `9,999`, `12k`, `1.0M`."""
     if not math.isfinite(value):
         return number(value)
     for size, unit in _UNITS:
-        if abs(value) >= size * 0.9995:
+        if abs(value) >= max(size * 0.9995, 10_000):
             amount = value / size
             return f"{amount:.1f}{unit}" if abs(amount) < 9.95 else f"{amount:.0f}{unit}"
     return f"{value:,.0f}"
