@@ -107,11 +107,8 @@ def _head(service: Service) -> Page:
             elem_id="hs-sae",
         )
     status = gr.HTML(present.status(service, ""), elem_id="hs-status")
-    link = gr.Textbox(elem_id="hs-link", **HIDDEN)
     goto = gr.Textbox(elem_id="hs-goto", **HIDDEN)
-    page = Page(service, sae, gr.Tabs(selected="explore", elem_id="hs-tabs"), link, goto, status)
-    link.change(None, link, js="(query) => hfsae.remember(query)")
-    return page
+    return Page(service, sae, gr.Tabs(selected="explore", elem_id="hs-tabs"), gr.State(""), goto, status)
 
 
 def _wire(app: gr.Blocks, page: Page, explore: Explore, search: Search, inspect: Inspect) -> None:
@@ -121,28 +118,15 @@ def _wire(app: gr.Blocks, page: Page, explore: Explore, search: Search, inspect:
     opened = app.load(
         with_request(_opened),
         None,
-        [page.sae, page.tabs, explore.feature, search.mode, search.query, search.against, inspect.text],
+        [page.asked, page.sae, page.tabs, explore.feature, search.mode, search.query, search.against, inspect.text],
         **PRIVATE,
         queue=False,
     )
-    shown = opened.then(explore.show, [page.sae, explore.feature, explore.own], explore.view, **PRIVATE, **FAST)
-
-    def rest(request: gr.Request, *values: Any) -> list[Any]:
-        """Runs what a link asks for, and gives it back its address."""
-        link = read_link(dict(request.query_params))
-        found: list[Any] = [gr.skip()] * (len(search.view) + len(inspect.view))
-        n = len(search.view)
-        if link.tab == "search" and link.q:
-            found[:n] = search.search(*values[:n_search])
-        if link.tab == "inspect" and link.prompt:
-            found[n:] = inspect.read(*values[n_search:])
-        return found
-
-    n_search = len(search.inputs)
-    shown.then(with_request(rest), [*search.inputs, *inspect.inputs], [*search.view, *inspect.view], **PRIVATE, **FAST)
+    _follow(opened, page, explore, search, inspect)
     news = gr.Timer(1.0)
     seen = gr.State("")
-    news.tick(
+    gr.on(
+        [app.load, news.tick],
         lambda sae, before: _news(page.service, explore, sae, before),
         [page.sae, seen],
         [page.status, explore.gallery, news, seen],
@@ -160,23 +144,18 @@ def _follow(opened: Any, page: Page, explore: Explore, search: Search, inspect: 
     """Runs what the address of a page asks for: the tab that it names, and the feature behind it."""
     import gradio as gr
 
-    def show(request: gr.Request, *values: Any) -> list[Any]:
-        found = explore.show(*values)
-        # the address stays that of the tab which is looked at
-        return found if read_link(dict(request.query_params)).tab == "explore" else explore.without_link(found)
-
-    def find(request: gr.Request, *values: Any) -> Any:
-        link = read_link(dict(request.query_params))
+    def find(asked: str, *values: Any) -> Any:
+        link = read_link(asked)
         return search.search(*values) if link.tab == "search" and link.q else [gr.skip()] * len(search.view)
 
-    def read(request: gr.Request, *values: Any) -> Any:
-        link = read_link(dict(request.query_params))
+    def read(asked: str, *values: Any) -> Any:
+        link = read_link(asked)
         return inspect.read(*values) if link.tab == "inspect" and link.prompt else [gr.skip()] * len(inspect.view)
 
-    here = [page.sae, explore.feature, explore.own]
-    opened.then(with_request(show), here, explore.view, **PRIVATE, **FAST)
-    opened.then(with_request(find), search.inputs, search.view, **PRIVATE, **HOST)
-    opened.then(with_request(read), inspect.inputs, inspect.view, **PRIVATE, **HOST)
+    opened.then(None, js="() => hfsae.begin()")
+    opened.then(explore.show, [page.sae, explore.feature, explore.own], explore.view, **PRIVATE, **FAST)
+    opened.then(find, [page.asked, *search.inputs], search.view, **PRIVATE, **HOST)
+    opened.then(read, [page.asked, *inspect.inputs], inspect.view, **PRIVATE, **HOST)
 
 
 def _opened(request: gr.Request) -> list[Any]:
@@ -186,8 +165,9 @@ def _opened(request: gr.Request) -> list[Any]:
     link = read_link(dict(request.query_params))
     modes = [value for _, value in MODES]
     return [
+        link.query(),
         link.sae or gr.skip(),
-        gr.Tabs(selected=link.tab),
+        gr.Tabs(selected=link.tab) if link.tab != "explore" else gr.skip(),  # somebody may have turned to another
         link.feature,
         link.mode if link.mode in modes else "words",
         link.q,

@@ -10,7 +10,7 @@ from .records import contexts_of, hit_json
 if TYPE_CHECKING:
     from .catalog import Served
 
-LEAST, MOST = 1e-5, 0.02  # share of tokens: neither hardly ever nor everywhere
+LEAST, MOST = 1e-5, 0.05  # share of tokens: neither hardly ever nor everywhere
 SHOWN, POOL, LOOKED_AT = 8, 2000, 150
 LETTERS = 4  # shorter tokens are parts of words more often than not
 # the best labels first; without scores, features that promote one token far more than the next
@@ -36,7 +36,8 @@ def examples(served: Served, sae_id: str) -> list[dict[str, Any]]:
     first = store.start[sae_id]
     hits = {hit.feature: hit for hit in store.hits({first + number: 0.0 for number in numbers}, {})}
     scored = [number for number in numbers if hits[number].label_score is not None][:SHOWN]
-    chosen = scored or _agreeing(served, numbers)
+    others = _agreeing(served, [number for number in numbers if number not in scored]) if len(scored) < SHOWN else []
+    chosen = [*scored, *others][:SHOWN]
     return [hit_json(hits[number], contexts_of(served, number)) for number in chosen]
 
 

@@ -9,6 +9,7 @@ from html import escape
 from typing import Any
 
 from .limits import RequestError
+from .links import Link
 from .service import Service
 
 
@@ -26,7 +27,7 @@ class Page:
         service ([`Service`]): answers.
         sae: dropdown with the name of the autoencoder.
         tabs: the tabs.
-        link: hidden box with the query of the address; what is written there is shown in the address bar.
+        asked: state with the query of the address that the page was opened with.
         goto: hidden box that the script writes to when a feature is clicked.
         status: what is still loading, in words.
     """
@@ -34,7 +35,7 @@ class Page:
     service: Service
     sae: Any
     tabs: Any
-    link: Any
+    asked: Any
     goto: Any
     status: Any
 
@@ -42,6 +43,24 @@ class Page:
         """The name of an autoencoder in links: nothing for the one that comes first."""
         served = self.service.catalog.served()
         return "" if served and sae == served[0].name else sae or ""
+
+
+def link_box(tab: str) -> Any:
+    """The hidden box with the address of a tab: while the tab is looked at, the address bar shows what is written there.
+
+    Args:
+        tab (`str`): as links name it.
+    """
+    import gradio as gr
+
+    box = gr.Textbox(Link(tab).query(), elem_id=f"hs-link-{tab}", **HIDDEN)
+    box.change(None, box, js="(query) => hfsae.remember(query)")
+    return box
+
+
+def follow_tab(tab: Any, box: Any) -> None:
+    """Shows the address of a tab when somebody turns to it."""
+    tab.select(None, box, js="(query) => hfsae.remember(query)")
 
 
 class CopyBar:

@@ -82,7 +82,7 @@ def test_an_error_that_nobody_foresaw_says_nothing_of_the_server(
         raise ZeroDivisionError("/secret/path")
 
     monkeypatch.setattr(service.catalog, "find", broken)
-    with pytest.raises(Exception) as caught:  # noqa: B017
+    with pytest.raises(Exception) as caught:
         client.predict(feature=1, api_name="/get_feature")
     assert "/secret" not in str(caught.value)
 

@@ -87,13 +87,18 @@
   }
 
   let waiting = 0;
+  let begun = false; // until the address was read, nothing may be written there
 
   window.hfsae = {
     send,
     message,
+    begin() {
+      begun = true;
+    },
     // What the page shows, in the address bar: a reload and a link bring it back. News of a tab that nobody looks at is no
     // news; one that is about to be shown is waited for.
     remember(query, patience = 10) {
+      if (!begun) return;
       clearTimeout(waiting);
       const tab = new URLSearchParams(query).get("tab") || "explore";
       if (document.getElementById("hs-tab-explore") && !shown(`hs-tab-${tab}`)) {

@@ -7,7 +7,7 @@ from typing import Any
 from .. import card
 from ..limits import RequestError
 from ..links import Link
-from ..page import FAST, PRIVATE, Page, problem
+from ..page import FAST, PRIVATE, Page, follow_tab, link_box, problem
 
 
 class About:
@@ -17,12 +17,14 @@ class About:
         import gradio as gr
 
         self.page = page
+        self.link = link_box("about")
         self.body = gr.HTML("", elem_id="hs-about", min_height=320)
 
     def wire(self, tab: Any) -> None:
         """The card is read when somebody looks at it."""
         page = self.page
-        tab.select(self.show, page.sae, [self.body, page.link], **PRIVATE, **FAST)
+        follow_tab(tab, self.link)
+        tab.select(self.show, page.sae, [self.body, self.link], **PRIVATE, **FAST)
 
     def show(self, sae: str) -> tuple[str, str]:
         """Facts, figures and card, and the link to them."""

@@ -10,7 +10,7 @@ from ...views import feature_skeleton
 from .. import present, snippets
 from ..limits import MAX_TEXT, RequestError
 from ..links import Link
-from ..page import FAST, HOST, PRIVATE, CopyBar, Page, notice, problem
+from ..page import FAST, HOST, PRIVATE, CopyBar, Page, follow_tab, link_box, notice, problem
 
 
 FIRST_SECONDS = 5.0  # that the very first page waits for a feature worth showing
@@ -23,6 +23,7 @@ class Explore:
         import gradio as gr
 
         self.page = page
+        self.link = link_box("explore")
         self.gallery = gr.HTML("", elem_id="hs-gallery")
         with gr.Row(elem_classes="hs-bar"):
             self.feature = gr.Number(
@@ -59,7 +60,7 @@ class Explore:
     @property
     def view(self) -> list[Any]:
         """What changes with the feature."""
-        return [self.feature, self.body, self.strip, self.page.link, *self.copy.view]
+        return [self.feature, self.body, self.strip, self.link, *self.copy.view]
 
     def wire(self, tab: Any) -> None:
         """Connects buttons, keys and boxes."""
@@ -77,7 +78,8 @@ class Explore:
             self.read, [page.sae, self.feature, self.own], self.strip, trigger_mode="always_last", **PRIVATE, **HOST
         )
         self.copy.wire()
-        tab.select(self.address, [page.sae, self.feature], page.link, **PRIVATE, queue=False)
+        follow_tab(tab, self.link)
+        follow_tab(tab, self.link)
         self.keep.click(self.add, [page.sae, self.feature, self.kept], [self.kept, self.list], **PRIVATE, **FAST)
         self.clear.click(lambda: ([], self.listed([])), None, [self.kept, self.list], **PRIVATE, **FAST)
         self.paste.submit(self.pasted, [self.paste, self.kept], [self.kept, self.list, self.paste], **PRIVATE, **FAST)
@@ -99,12 +101,6 @@ class Explore:
     def address(self, sae: str, feature: Any) -> str:
         """The link to what is shown."""
         return Link().at(sae=self.page.named(sae), feature=None if feature is None else int(feature)).query()
-
-    def without_link(self, found: list[Any]) -> list[Any]:
-        """The same changes, but the address stays as it is."""
-        import gradio as gr
-
-        return [gr.skip() if part is self.page.link else value for part, value in zip(self.view, found, strict=True)]
 
     def first(self, sae: str) -> int:
         """A feature to begin with."""

@@ -8,7 +8,7 @@ from typing import Any
 from .. import present, snippets
 from ..limits import MAX_TEXT, MAX_TOP, RequestError
 from ..links import Link
-from ..page import HIDDEN, HOST, PRIVATE, CopyBar, Page, notice, problem
+from ..page import HIDDEN, HOST, PRIVATE, CopyBar, Page, follow_tab, link_box, notice, problem
 
 
 SAMPLE = (
@@ -23,6 +23,7 @@ class Inspect:
         import gradio as gr
 
         self.page = page
+        self.link = link_box("inspect")
         with gr.Row(elem_classes="hs-bar"):
             self.text = gr.Textbox(
                 label="Text", value=SAMPLE, lines=4, max_lines=12, max_length=MAX_TEXT, elem_id="hs-text", scale=4
@@ -46,7 +47,7 @@ class Inspect:
     @property
     def view(self) -> list[Any]:
         """What reading changes."""
-        return [self.grid, self.result, self.page.link, self.copy.python]
+        return [self.grid, self.result, self.link, self.copy.python]
 
     def wire(self, tab: Any) -> None:
         """Connects boxes and buttons."""
@@ -56,7 +57,7 @@ class Inspect:
         self.top.release(self.read, **ask)
         self.sort.change(self.sorted_by, [self.sort, self.result], self.grid, **PRIVATE, queue=False)
         self.copy.wire()
-        tab.select(self.address, [self.page.sae, self.text], self.page.link, **PRIVATE, queue=False)
+        follow_tab(tab, self.link)
 
     def read(self, sae: str, text: str, top: float) -> tuple[str, Any, str, str]:
         """The grid of a text."""

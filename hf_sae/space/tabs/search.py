@@ -7,7 +7,7 @@ from typing import Any
 from .. import present, snippets
 from ..limits import MAX_TEXT, RequestError
 from ..links import Link
-from ..page import HOST, PRIVATE, CopyBar, Page, notice, problem
+from ..page import HOST, PRIVATE, CopyBar, Page, follow_tab, link_box, notice, problem
 from ..snippets import lines_of
 
 
@@ -38,6 +38,7 @@ class Search:
         import gradio as gr
 
         self.page = page
+        self.link = link_box("search")
         self.mode = gr.Radio(MODES, value="words", show_label=False, container=False, elem_id="hs-mode")
         with gr.Row(elem_classes="hs-bar"):
             self.query = gr.Textbox(
@@ -78,7 +79,7 @@ class Search:
     @property
     def view(self) -> list[Any]:
         """What a search changes."""
-        return [self.results, self.page.link, *self.copy.view]
+        return [self.results, self.link, *self.copy.view]
 
     def wire(self, tab: Any) -> None:
         """Connects boxes and buttons."""
@@ -88,7 +89,7 @@ class Search:
         self.against.submit(self.search, **ask)
         self.mode.change(self.labelled, self.mode, [self.query, self.against], **PRIVATE, queue=False)
         self.copy.wire()
-        tab.select(self.address, self.inputs[:4], self.page.link, **PRIVATE, queue=False)
+        follow_tab(tab, self.link)
 
     def labelled(self, mode: str) -> tuple[Any, Any]:
         """The boxes for a kind of search."""
