@@ -61,15 +61,7 @@ def build_app(service: Service) -> gr.Blocks:
             (about, about_tab),
         ):
             parts.wire(tab)
-        _wire(app, page, explore, search, inspect)
-        app.load(with_request(steer.opened), page.sae, steer.settings, **PRIVATE, queue=False)
-        explore.steer.click(
-            steer.from_feature,
-            [page.sae, steer.edits, explore.feature],
-            [*steer.edited, page.tabs],
-            **PRIVATE,
-            queue=False,
-        )
+        _wire(app, page, explore, search, inspect, steer)
         for name in ENDPOINTS:
             gr.api(public(getattr(service, name)), api_name=name, concurrency_limit=4)
     return app.queue(max_size=64, default_concurrency_limit=4, api_open=False)
@@ -79,8 +71,7 @@ def launch_options() -> dict[str, Any]:
     """Arguments of `launch()`: the look, and nothing open that need not be."""
     return {
         "theme": make_theme(),
-        "css": style(),
-        "head": script(),
+        "head": f"<style>{style()}</style>{script()}",  # as it is: what comes as css= loses its media queries
         "allowed_paths": [],
         "enable_monitoring": False,
         "footer_links": ["api"],
@@ -111,7 +102,7 @@ def _head(service: Service) -> Page:
     return Page(service, sae, gr.Tabs(selected="explore", elem_id="hs-tabs"), gr.State(""), goto, status)
 
 
-def _wire(app: gr.Blocks, page: Page, explore: Explore, search: Search, inspect: Inspect) -> None:
+def _wire(app: gr.Blocks, page: Page, explore: Explore, search: Search, inspect: Inspect, steer: Steer) -> None:
     """What concerns several tabs: links, the choice of an autoencoder, and news from the loading thread."""
     import gradio as gr
 
@@ -123,6 +114,9 @@ def _wire(app: gr.Blocks, page: Page, explore: Explore, search: Search, inspect:
         queue=False,
     )
     _follow(opened, page, explore, search, inspect)
+    opened.then(steer.opened, [page.asked, page.sae], steer.settings, **PRIVATE, queue=False)
+    picked = [page.sae, steer.edits, explore.feature]
+    explore.steer.click(steer.from_feature, picked, [*steer.edited, page.tabs], **PRIVATE, queue=False)
     news = gr.Timer(1.0)
     seen = gr.State("")
     gr.on(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from ..steering.recipes import EditRow
 from .links import MAX_LINK_TEXT, Link
 from .steering import Ask
 
@@ -20,7 +21,13 @@ def address(ask: Ask, sae: str) -> str:
     if ask.sweep:
         options["sweep"] = True
     prompt = str(ask.prompt or "")[:MAX_LINK_TEXT]
-    return Link(tab="steer").at(sae=sae, prompt=prompt, edits=tuple(ask.edits), options=options).query()
+    edits = tuple(_short(row) for row in ask.edits)
+    return Link(tab="steer").at(sae=sae, prompt=prompt, edits=edits, options=options).query()
+
+
+def _short(row: dict[str, Any]) -> dict[str, Any]:
+    usual = EditRow(0).to_json()
+    return {key: value for key, value in row.items() if key in ("feature", "strength") or usual.get(key, row) != value}
 
 
 def rows_of(edits: str) -> list[dict[str, Any]]:

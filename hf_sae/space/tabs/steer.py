@@ -13,7 +13,7 @@ from ..asked import OPTIONS, address, rows_of
 from ..edit_table import edit_table
 from ..limits import RequestError
 from ..links import read_link
-from ..page import HIDDEN, PRIVATE, CopyBar, Page, notice, problem, with_request
+from ..page import HIDDEN, PRIVATE, CopyBar, Page, follow_tab, link_box, notice, problem, with_request
 from ..steering import POSITIONS, Ask, stream_json
 
 
@@ -48,6 +48,7 @@ class Steer:
                     notice("Press Steer: the texts grow side by side."), elem_id="hs-streams", min_height=260
                 )
                 self.found = gr.HTML("", elem_id="hs-token-found")
+        self.link = link_box("steer")
         self.edits = gr.Textbox("[]", elem_id="hs-edits", **HIDDEN)
         self.change = gr.Textbox(elem_id="hs-edit-change", **HIDDEN)
         self.token = gr.Textbox(elem_id="hs-token", **HIDDEN)
@@ -101,9 +102,11 @@ class Steer:
 
     def wire(self, tab: Any) -> None:
         """Connects buttons, table and clicks."""
+        import gradio as gr
+
         quick: dict[str, Any] = {**PRIVATE, "queue": False}
         given = [self.page.sae, *self.asked]
-        outputs = [self.streams, self.result, self.page.link, *self.copy.view]
+        outputs = [self.streams, self.result, self.link, *self.copy.view]
         self.go.click(with_request(self.run), given, outputs, **PRIVATE, **STREAMS, trigger_mode="once")
         self.stop.click(with_request(self.halt), None, None, **quick)
         here = [self.page.sae, self.edits]
@@ -115,7 +118,8 @@ class Steer:
         )
         self.token.change(self.clicked, [self.page.sae, self.token, self.result], self.found, **quick)
         tab.select(self.presets, self.page.sae, self.preset, **quick)
-        tab.select(self.here, given, self.page.link, **quick)
+        gr.on([self.edits.change, self.prompt.change], self.here, given, self.link, **quick)
+        follow_tab(tab, self.link)
         self.copy.wire()
 
     def here(self, sae: str, *given: Any) -> str:
@@ -257,11 +261,11 @@ class Steer:
         labels = {one["latent"]: self.page.service.label(one["latent"], sae) for one in token["latents"]}
         return views.token_features(token, labels)
 
-    def opened(self, request: gr.Request, sae: str) -> list[Any]:
-        """The components as the address wants them, in the order of [`Steer.settings`]."""
+    def opened(self, asked: str, sae: str) -> list[Any]:
+        """The components as an address wants them, in the order of [`Steer.settings`]."""
         import gradio as gr
 
-        link = read_link(dict(request.query_params))
+        link = read_link(asked)
         if link.tab != "steer":
             return [gr.skip()] * len(self.settings)
         told = (link.options.get(name, gr.skip()) for name in OPTIONS)
