@@ -14,7 +14,7 @@ from .tabs.explore import Explore
 from .tabs.inspect import Inspect
 from .tabs.search import MODES, Search
 from .tabs.steer import Steer
-from .theme import make_theme, script, style
+from .theme import head, make_theme, style
 
 
 if TYPE_CHECKING:
@@ -71,7 +71,8 @@ def launch_options() -> dict[str, Any]:
     """Arguments of `launch()`: the look, and nothing open that need not be."""
     return {
         "theme": make_theme(),
-        "head": f"<style>{style()}</style>{script()}",  # as it is: what comes as css= loses its media queries
+        "css": style(),
+        "head": head(),
         "allowed_paths": [],
         "enable_monitoring": False,
         "footer_links": ["api"],

@@ -76,6 +76,11 @@ def style() -> str:
     return STYLE + "".join((ASSETS / name).read_text(encoding="utf-8") for name in ("space.css", "steer.css"))
 
 
-def script() -> str:
-    """The page's own scripts, as markup for its head."""
-    return "".join(f"<script>{(ASSETS / name).read_text(encoding='utf-8')}</script>" for name in ("script.js", "steer.js"))
+def head() -> str:
+    """The page's own scripts, as markup for its head, and the rules that Gradio would lose.
+
+    It moves what stands in a media query below its own container: rules for what is around that go another way.
+    """
+    outer = (ASSETS / "phone.css").read_text(encoding="utf-8")
+    scripts = (f"<script>{(ASSETS / name).read_text(encoding='utf-8')}</script>" for name in ("script.js", "steer.js"))
+    return f"<style>{outer}</style>{''.join(scripts)}"

@@ -33,7 +33,7 @@ class Explore:
             self.next = gr.Button("→", elem_id="hs-next", size="sm", min_width=44, scale=0)
             self.random = gr.Button("Random", elem_id="hs-random", size="sm", min_width=80, scale=0)
             self.steer = gr.Button(
-                "Steer", elem_id="hs-steer-this", size="sm", min_width=70, scale=0, variant="primary", visible=False
+                "Steer", elem_id="hs-steer-this", size="sm", min_width=70, scale=0, variant="primary"
             )
             self.copy = CopyBar("explore")
             self.keep = gr.Button("Save to list", elem_id="hs-keep", size="sm", min_width=100, scale=0)
