@@ -90,7 +90,9 @@ def _head(service: Service) -> Page:
         )
     status = gr.HTML(present.status(service, ""), elem_id="hs-status")
     goto = gr.Textbox(elem_id="hs-goto", **HIDDEN)
-    return Page(service, sae, gr.Tabs(selected="explore", elem_id="hs-tabs"), gr.State(""), goto, status)
+    # outside the tabs: what is not on the page yet would forget what the browser keeps
+    kept = gr.BrowserState([], storage_key="hf-sae-features", secret="hf-sae")
+    return Page(service, sae, gr.Tabs(selected="explore", elem_id="hs-tabs"), gr.State(""), goto, status, kept)
 
 
 def _wire(app: gr.Blocks, page: Page, explore: Explore, search: Search, inspect: Inspect) -> None:
@@ -119,7 +121,7 @@ def _wire(app: gr.Blocks, page: Page, explore: Explore, search: Search, inspect:
     chosen.then(explore.show, [page.sae, explore.feature, explore.own], explore.view, **PRIVATE, **FAST).then(
         lambda: gr.Timer(active=True), None, news, **PRIVATE, queue=False
     )
-    app.load(explore.listed, explore.kept, explore.list, **PRIVATE, queue=False)
+    app.load(explore.listed, page.kept, explore.list, **PRIVATE, queue=False)
 
 
 def _follow(opened: Any, page: Page, explore: Explore, search: Search, inspect: Inspect) -> None:

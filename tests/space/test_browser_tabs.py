@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
-
 from tests.space.browser import PHONE, watch
 from tests.space.conftest import Running
 from tests.space.planted import IMPORT, OS, SELF
@@ -77,11 +75,13 @@ def test_the_card_is_read_as_text(browser: Any, running: Running):
         assert seen.page.locator("#hs-about img, #hs-about script").count() == 0
         assert seen.page.locator("#hs-about a[href^='javascript']").count() == 0
         assert seen.page.locator("#hs-about a[href='https://example.com/']").get_attribute("rel")
+        seen.page.wait_for_url("**/?tab=about")
+        seen.page.get_by_role("tab", name="Inspect text").click()
+        seen.page.wait_for_url("**/?tab=inspect")
 
 
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-def test_a_phone_needs_no_sideways_scrolling(browser: Any, running: Running, dark: bool):
-    with watch(browser, dark, viewport=PHONE) as seen:
+def test_a_phone_needs_no_sideways_scrolling(browser: Any, running: Running):
+    with watch(browser, viewport=PHONE) as seen:
         for query, selector in VIEWS.items():
             seen.page.goto(f"{running.url}/?{query}")
             seen.page.wait_for_selector(selector)
