@@ -48,7 +48,7 @@ def open_(
         fail(
             "which autoencoder? Give a repo or folder, or run `hf-sae demo` first, which trains one in three minutes."
         )
-    options: dict[str, Any] = {"inbrowser": not no_browser, "quiet": True} | ({"server_port": port} if port else {})
+    options: dict[str, Any] = {"inbrowser": not no_browser} | ({"server_port": port} if port else {})
     console = Console(False)
     console.say("Starting the page; Ctrl-C ends it.")
     serve(SpaceSettings(repo, subfolder, features, host, not only_this), **options)

@@ -6,7 +6,7 @@ import importlib.util
 from typing import TYPE_CHECKING, Any
 
 from . import present
-from .links import read_link
+from .links import Link, read_link
 from .page import FAST, HIDDEN, HOST, PRIVATE, Page, public, with_request
 from .service import Service
 from .tabs.about import About
@@ -100,15 +100,22 @@ def _head(service: Service) -> Page:
         )
     status = gr.HTML(present.status(service, ""), elem_id="hs-status")
     goto = gr.Textbox(elem_id="hs-goto", **HIDDEN)
-    return Page(service, sae, gr.Tabs(selected="explore", elem_id="hs-tabs"), gr.State(""), goto, status)
+    # outside the tabs: what is not on the page yet would forget what the browser keeps
+    kept = gr.BrowserState([], storage_key="hf-sae-features", secret="hf-sae")
+    return Page(service, sae, gr.Tabs(selected="explore", elem_id="hs-tabs"), gr.State(""), goto, status, kept)
 
 
 def _wire(app: gr.Blocks, page: Page, explore: Explore, search: Search, inspect: Inspect, steer: Steer) -> None:
     """What concerns several tabs: links, the choice of an autoencoder, and news from the loading thread."""
     import gradio as gr
 
+    names = [served.name for served in page.service.catalog.served()]
+
+    def open_link(request: gr.Request) -> list[Any]:
+        return _opened(read_link(dict(request.query_params)), None if page.service.catalog.visitors else names)
+
     opened = app.load(
-        with_request(_opened),
+        with_request(open_link),
         None,
         [page.asked, page.sae, page.tabs, explore.feature, search.mode, search.query, search.against, inspect.text],
         **PRIVATE,
@@ -132,7 +139,7 @@ def _wire(app: gr.Blocks, page: Page, explore: Explore, search: Search, inspect:
     chosen.then(explore.show, [page.sae, explore.feature, explore.own], explore.view, **PRIVATE, **FAST).then(
         lambda: gr.Timer(active=True), None, news, **PRIVATE, queue=False
     )
-    app.load(explore.listed, explore.kept, explore.list, **PRIVATE, queue=False)
+    app.load(explore.listed, page.kept, explore.list, **PRIVATE, queue=False)
 
 
 def _follow(opened: Any, page: Page, explore: Explore, search: Search, inspect: Inspect) -> None:
@@ -153,11 +160,12 @@ def _follow(opened: Any, page: Page, explore: Explore, search: Search, inspect: 
     opened.then(read, [page.asked, *inspect.inputs], inspect.view, **PRIVATE, **HOST)
 
 
-def _opened(request: gr.Request) -> list[Any]:
-    """What the address of the page asks for."""
+def _opened(link: Link, allowed: list[str] | None) -> list[Any]:
+    """What the address of the page asks for; an autoencoder that is not `allowed` is not."""
     import gradio as gr
 
-    link = read_link(dict(request.query_params))
+    if allowed is not None and link.sae not in allowed:
+        link = link.at(sae="")
     modes = [value for _, value in MODES]
     return [
         link.query(),

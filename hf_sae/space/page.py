@@ -30,6 +30,7 @@ class Page:
         asked: state with the query of the address that the page was opened with.
         goto: hidden box that the script writes to when a feature is clicked.
         status: what is still loading, in words.
+        kept: the visitor's list of features, which stays in the browser.
     """
 
     service: Service
@@ -38,6 +39,7 @@ class Page:
     asked: Any
     goto: Any
     status: Any
+    kept: Any
 
     def named(self, sae: str | None) -> str:
         """The name of an autoencoder in links: nothing for the one that comes first."""

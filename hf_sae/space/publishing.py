@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..assets import DEFAULT_HOST
 from ..errors import ConfigError
+from .limits import RequestError, place
 from .serve import SpaceSettings
 
 
@@ -115,10 +117,17 @@ def check_settings(settings: SpaceSettings) -> None:
         (settings.features, "hf-sae push"),
         (settings.host, "hf upload"),
     ):
-        if name and name != "default_host" and (Path(name).exists() or name.count("/") != 1):
+        if name and name != DEFAULT_HOST and not _is_repo(name):
             raise ConfigError(
                 f"{name!r} is no repo of the Hub, and a Space can load nothing else. Push it first: {push} {name} user/name"
             )
+
+
+def _is_repo(name: str) -> bool:
+    try:
+        return not Path(name).exists() and not place(name).subfolder
+    except RequestError:
+        return False
 
 
 def _set_variables(api: HfApi, repo_id: str, wanted: dict[str, str]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
 from hf_sae.space.service import Service
 from tests.space.browser import watch
@@ -17,10 +16,6 @@ FEATURE = "#hs-explore .hs-feature h2"
 
 def shows(page: Any, feature: int) -> None:
     page.wait_for_selector(f'#hs-explore .hs-feature[data-latent="{feature}"]')
-
-
-def at(page: Any) -> dict[str, list[str]]:
-    return parse_qs(urlsplit(page.url).query)
 
 
 def test_the_first_visit_shows_a_feature_and_features_to_begin_with(browser: Any, running: Running):
@@ -105,17 +100,11 @@ def test_text_of_data_is_text(browser: Any, running: Running):
 def test_hostile_links_show_the_page(browser: Any, running: Running):
     with watch(browser) as seen:
         for query in (
-            "sae=../../etc&feature=1",
-            "sae=%3Cimg%20src=x%20onerror=window.broken=1%3E",
-            "feature=99999999",
-            "tab=%3Cscript%3E",
-            "tab=inspect&prompt=%3Cimg%20src%3Dx%20onerror%3Dwindow.broken%3D1%3E",
+            "sae=%3Cimg%20src=x%20onerror=window.broken=1%3E&feature=99999999",
             "tab=search&q=%3Cimg%20src%3Dx%20onerror%3Dwindow.broken%3D1%3E%22%27",
         ):
             seen.page.goto(f"{running.url}/?{query}")
-            seen.page.wait_for_selector(
-                "#hs-explore .hs-feature h2, .hs-app-problem, .hs-card, #hs-grid table", state="attached"
-            )
+            seen.page.wait_for_selector("#hs-explore .hs-app-problem, #hs-results :text('Nothing matches')")
             assert seen.page.evaluate("window.broken") is None
 
 
@@ -149,11 +138,3 @@ def test_copying(browser: Any, running: Running):
             seen.page.click(button)
             seen.page.wait_for_selector(f"{button}:has-text('Copied')")
             assert expected in seen.page.evaluate("navigator.clipboard.readText()")
-
-
-def test_choosing_another_state_is_remembered(browser: Any, running: Running):
-    with watch(browser) as seen:
-        seen.page.goto(f"{running.url}/?tab=about")
-        seen.page.wait_for_selector("#hs-about table")
-        seen.page.wait_for_timeout(500)
-        assert at(seen.page) == {"tab": ["about"]}

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import threading
+from pathlib import Path
 from typing import Any
 
-import pytest
-
+from hf_sae.space.catalog import Catalog
+from hf_sae.space.service import Service
+from hf_sae.space.sources import Given
 from tests.space.browser import PHONE, watch
-from tests.space.conftest import Running
+from tests.space.conftest import Running, launch
 from tests.space.planted import IMPORT, OS, SELF
 
 
@@ -77,11 +80,13 @@ def test_the_card_is_read_as_text(browser: Any, running: Running):
         assert seen.page.locator("#hs-about img, #hs-about script").count() == 0
         assert seen.page.locator("#hs-about a[href^='javascript']").count() == 0
         assert seen.page.locator("#hs-about a[href='https://example.com/']").get_attribute("rel")
+        seen.page.wait_for_url("**/?tab=about")
+        seen.page.get_by_role("tab", name="Inspect text").click()
+        seen.page.wait_for_url("**/?tab=inspect")
 
 
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-def test_a_phone_needs_no_sideways_scrolling(browser: Any, running: Running, dark: bool):
-    with watch(browser, dark, viewport=PHONE) as seen:
+def test_a_phone_needs_no_sideways_scrolling(browser: Any, running: Running):
+    with watch(browser, viewport=PHONE) as seen:
         for query, selector in VIEWS.items():
             seen.page.goto(f"{running.url}/?{query}")
             seen.page.wait_for_selector(selector)
@@ -111,3 +116,42 @@ def test_two_visitors_see_what_each_asked_for(browser: Any, running: Running):
         one.page.keyboard.press("ArrowRight")
         one.page.wait_for_selector(f'#hs-explore .hs-feature[data-latent="{IMPORT + 1}"]')
         assert other.page.locator("#hs-explore .hs-feature").get_attribute("data-latent") == str(OS)
+
+
+def test_where_visitors_repos_are_switched_off_links_to_them_show_what_is_there(browser: Any, folder: Path):
+    catalog = Catalog([("planted", Given(str(folder)), {})], visitors=False)
+    page = launch(Service(catalog))
+    try:
+        with watch(browser) as seen:
+            seen.page.goto(f"{page.url}/?sae=user/repo&feature={IMPORT}")
+            seen.page.wait_for_selector(f'#hs-explore .hs-feature[data-latent="{IMPORT}"]')
+            seen.page.wait_for_url(f"**/?feature={IMPORT}")
+    finally:
+        page.app.close()
+        catalog.close()
+
+
+def test_pages_of_features_work_while_the_host_loads(browser: Any, folder: Path):
+    class Slow(Given):
+        def host(self, sae: Any) -> Any:
+            released.wait(60)
+            return super().host(sae)
+
+    released = threading.Event()
+    catalog = Catalog([("planted", Slow(str(folder)), {})])
+    page = launch(Service(catalog, patience=0.2))
+    try:
+        with watch(browser) as seen:
+            seen.page.goto(f"{page.url}/?feature={IMPORT}")
+            seen.page.wait_for_selector(f'#hs-explore .hs-feature[data-latent="{IMPORT}"]')
+            seen.page.wait_for_selector("#hs-status :text('The host of planted is still loading')")
+            seen.page.locator("#hs-own textarea, #hs-own input").first.press_sequentially("import os", delay=10)
+            seen.page.wait_for_selector("#hs-own-strip :text('is still loading')")
+            released.set()
+            seen.page.wait_for_selector("#hs-status :text('still loading')", state="detached")
+            seen.page.locator("#hs-own textarea, #hs-own input").first.press_sequentially(" x")
+            seen.page.wait_for_selector("#hs-own-strip .hs-peak")
+    finally:
+        released.set()
+        page.app.close()
+        catalog.close()

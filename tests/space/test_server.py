@@ -7,6 +7,7 @@ import inspect
 import json
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -133,7 +134,8 @@ def test_mcp_offers_the_same_functions_with_their_descriptions(running: Running)
             name = next(tool.name for tool in tools if tool.name.endswith("get_feature"))
             return tools, await session.call_tool(name, {"feature": SELF})
 
-    tools, answer = asyncio.run(ask())
+    with ThreadPoolExecutor(1) as alone:  # the browser of other tests has a loop in this thread
+        tools, answer = alone.submit(asyncio.run, ask()).result()
     names = {tool.name for tool in tools}
     assert {next(name for name in names if name.endswith(endpoint)) for endpoint in ENDPOINTS} == names
     search = next(tool for tool in tools if tool.name.endswith("search_features"))

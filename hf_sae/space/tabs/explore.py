@@ -48,7 +48,6 @@ class Explore:
         self.strip = gr.HTML("", elem_id="hs-own-strip")
         self.body = gr.HTML(feature_skeleton(), elem_id="hs-explore", min_height=480)
         with gr.Accordion("Your list (kept in this browser)", open=False):
-            self.kept = gr.BrowserState([], storage_key="hf-sae-features", secret="hf-sae")
             self.list = gr.HTML("", elem_id="hs-list")
             with gr.Row():
                 self.export = gr.Button("Save as file", size="sm", scale=0, min_width=120)
@@ -80,10 +79,10 @@ class Explore:
         self.copy.wire()
         follow_tab(tab, self.link)
         follow_tab(tab, self.link)
-        self.keep.click(self.add, [page.sae, self.feature, self.kept], [self.kept, self.list], **PRIVATE, **FAST)
-        self.clear.click(lambda: ([], self.listed([])), None, [self.kept, self.list], **PRIVATE, **FAST)
-        self.paste.submit(self.pasted, [self.paste, self.kept], [self.kept, self.list, self.paste], **PRIVATE, **FAST)
-        self.export.click(None, self.kept, js="(items) => hfsae.save(items)")
+        self.keep.click(self.add, [page.sae, self.feature, page.kept], [page.kept, self.list], **PRIVATE, **FAST)
+        self.clear.click(lambda: ([], self.listed([])), None, [page.kept, self.list], **PRIVATE, **FAST)
+        self.paste.submit(self.pasted, [self.paste, page.kept], [page.kept, self.list, self.paste], **PRIVATE, **FAST)
+        self.export.click(None, page.kept, js="(items) => hfsae.save(items)")
 
     def show(self, sae: str, feature: Any, own: str = "") -> list[Any]:
         """The page of a feature; without one, of one that is easy to read."""
