@@ -20,7 +20,7 @@ from .windows import Windows
 
 CLEAR = 0.3  # fit below which no rule is claimed
 DENSE = 0.5  # share of the tokens from which on a latent fires "on most tokens"
-_PRICE = 0.03  # of fit, for each further place or token that a rule speaks of
+_PRICE = 0.04  # of fit, for each further place or token that a rule speaks of
 _REACH = 3  # rules about the token itself that are combined with others
 _PRECISE = 0.25  # precision of a token that is worth listing
 
@@ -108,11 +108,15 @@ class _Search:
 
     def __init__(self, latent: Latent) -> None:
         self.windows, self.background = latent.firing, latent.background.windows
-        acts = np.where(self.windows.counted, np.abs(self.windows.acts), 0)
-        self.candidates = Candidates(latent, self.windows, acts / acts.max())
-        self.weights, self.firing = (acts / acts.sum()).ravel(), (acts > 0).ravel()
+        acts = np.where(self.windows.counted, np.abs(self.windows.acts), 0).astype(np.float64)
+        # a document with a hundred times the activation of another counts ten times as much: files repeat themselves
+        _, document = np.unique(self.windows.documents, return_inverse=True)
+        totals = np.bincount(document, acts.sum(1))[document]
+        weights = acts / np.sqrt(np.where(totals > 0, totals, 1))[:, None]
+        self.candidates = Candidates(latent, self.windows, weights)
+        self.weights, self.firing = (weights / weights.sum()).ravel(), (acts > 0).ravel()
         # a document that the label is tested on says nothing about how common a token is
-        known = latent.background.outside(latent.held_out.firing.documents)[:, None] & self.background.counted
+        known = latent.background.outside(latent.held_out.documents)[:, None] & self.background.counted
         self.known = known.ravel()
         self.expected = latent.density * self.known.sum()
 

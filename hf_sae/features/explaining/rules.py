@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .vocabulary import TokenSet, quoted
+from .vocabulary import TokenSet, listing, quoted
 from .windows import Windows
 
 
@@ -78,6 +78,4 @@ def _preceding(before: tuple[TokenSet, ...]) -> str:
 
 
 def _alternatives(tokens: TokenSet) -> str:
-    return tokens.name.removeprefix("the tokens ").removeprefix("the token ")
-
-
+    return listing(tokens.texts) if tokens.texts else tokens.name

@@ -33,6 +33,11 @@ class HeldOut:
     silent: Windows
     n_hard: int
 
+    @property
+    def documents(self) -> np.ndarray:
+        """Where they are from."""
+        return np.concatenate([self.firing.documents, self.silent.documents])
+
 
 def split_by_document(windows: Windows, seed: int = 0) -> tuple[Windows, HeldOut]:
     """Contexts to make a label from, and those to test it on; about half of the firing ones each.

@@ -109,7 +109,9 @@ class Vocabulary:
         mask = np.zeros(len(self), dtype=bool)
         mask[list(numbers)] = True
         texts = tuple(dict.fromkeys(self.texts[number] for number in numbers))
-        return TokenSet(_listing(texts), mask, texts)
+        words = [text for text in texts if not _is_white(text)]
+        kind = "" if len(words) < len(texts) else "the token " if len(words) == 1 else "the tokens "
+        return TokenSet(kind + listing(texts), mask, texts)
 
     def spelt(self, number: int) -> TokenSet | None:
         """All spellings of a word, with and without spaces and capitals; `None` where there is only one."""
@@ -162,25 +164,37 @@ def shown(text: str) -> str:
 
 def quoted(text: str) -> str:
     """A token in quotes; white space in words: `a newline and 8 spaces`."""
-    if text and set(text) <= _COUNTED.keys():
-        return _white(text)
-    return f'"{shown(text)}"'
+    if _is_white(text):
+        return _white([_runs(text)])
+    mark = "'" if '"' in text else '"'
+    return f"{mark}{shown(text)}{mark}"
 
 
-def _white(text: str) -> str:
-    runs = re.findall(r"( +|\t+|\n+)", text)
-    parts = [
-        f"a {_COUNTED[run[0]]}" if len(run) == 1 else f"{len(run)} {_COUNTED[run[0]]}s" for run in runs
-    ]
-    if len(parts) == 2 and parts[0].endswith(("newline", "newlines")):
-        return f"{parts[0]} followed by {parts[1]}"
-    return ", ".join(parts)
+def listing(texts: Sequence[str]) -> str:
+    """Tokens as alternatives: `"if" or "elif"`, `a newline followed by 4, 8 or 12 spaces`."""
+    white = [_runs(text) for text in texts if _is_white(text)]
+    names = [quoted(text) for text in texts if not _is_white(text)]
+    alike = len(white) > 1 and len({(*runs[:-1], runs[-1][0]) for runs in white}) == 1
+    return _or([*names, _white(white)] if alike else [*names, *(_white([runs]) for runs in white)])
 
 
-def _listing(texts: Sequence[str]) -> str:
-    names = [quoted(text) for text in texts]
-    white = all(text and set(text) <= _COUNTED.keys() for text in texts)
-    if len(names) == 1:
-        return names[0] if white else f"the token {names[0]}"
-    joined = ", ".join(names[:-1]) + " or " + names[-1]
-    return joined if white else f"the tokens {joined}"
+def _is_white(text: str) -> bool:
+    return bool(text) and set(text) <= _COUNTED.keys()
+
+
+def _runs(text: str) -> tuple[str, ...]:
+    return tuple(re.findall(r" +|\t+|\n+", text))
+
+
+def _white(several: Sequence[tuple[str, ...]]) -> str:
+    """White space that differs in the length of the last run only, such as 4, 8 or 12 spaces."""
+    *start, _ = several[0]
+    lengths = sorted({len(runs[-1]) for runs in several})
+    kind = _COUNTED[several[0][-1][0]]
+    last = f"a {kind}" if lengths == [1] else f"{_or(list(map(str, lengths)))} {kind}s"
+    parts = [f"a {_COUNTED[run[0]]}" if len(run) == 1 else f"{len(run)} {_COUNTED[run[0]]}s" for run in start]
+    return " followed by ".join([*parts, last])
+
+
+def _or(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " or " + names[-1]
