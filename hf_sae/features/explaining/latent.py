@@ -6,23 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .background import Background
 from .splitting import HeldOut, split_by_document
 from .windows import Windows
-
-
-@dataclass(frozen=True)
-class Background:
-    """Contexts from anywhere in the text: how often tokens occur at all.
-
-    Args:
-        windows ([`Windows`]): the `zero` contexts of many latents, each once.
-    """
-
-    windows: Windows
-
-    def outside(self, documents: np.ndarray) -> np.ndarray:
-        """`[n]`: those that are from other documents."""
-        return ~np.isin(self.windows.documents, documents)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,8 @@ rules are compared by how well they tell firing tokens from others, and are word
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +17,7 @@ from .candidates import Candidates, lists
 from .labels import Label
 from .latent import Latent
 from .rules import Rule
+from .vocabulary import listing
 from .windows import Windows
 
 
@@ -22,6 +25,8 @@ CLEAR = 0.3  # fit below which no rule is claimed
 DENSE = 0.5  # share of the tokens from which on a latent fires "on most tokens"
 _PRICE = 0.04  # of fit, for each further place or token that a rule speaks of
 _REACH = 3  # rules about the token itself that are combined with others
+_WORDS, _LONGEST_WORD = 3, 20
+_HAIR = 1e-9  # of rounding
 _PRECISE = 0.25  # precision of a token that is worth listing
 
 
@@ -73,34 +78,45 @@ class NGramLabeller:
         if latent.density > DENSE:
             return Label(f"fires on most tokens ({latent.density:.0%})", Everywhere())
         best = _Search(latent).best()
-        text = _worded(best.rule) if best.fit >= CLEAR else f"no clear rule; often {best.rule.text}"
-        return Label(text, RuleDetector(best.rule))
+        text = worded(best.rule, latent.firing)
+        return Label(text if best.fit >= CLEAR else f"no clear rule; often {text}", RuleDetector(best.rule))
 
 
-def _worded(rule: Rule) -> str:
-    return f"{rule.text}, which it promotes" if rule.following is not None else rule.text
+def worded(rule: Rule, firing: Windows) -> str:
+    """A rule in plain words, with the words that pieces of words are of, as in the contexts where the latent fires."""
+    text = f"{rule.text}, which it promotes" if rule.following is not None else rule.text
+    if rule.here is None or not rule.here.texts and "token" not in rule.here.name:
+        return text
+    found = _words(rule.matches(firing) & (firing.acts != 0), firing)
+    return f"{text} (as in {listing(found, 'and')})" if found else text
+
+
+def _words(places: np.ndarray, firing: Windows) -> list[str]:
+    """The commonest words around tokens that are pieces of words."""
+    counts: Counter[str] = Counter()
+    for row, place in np.argwhere(places).tolist():
+        before, token, after = (
+            "".join(firing.vocabulary.texts[number] for number in part)
+            for part in (firing.numbers[row, :place], [firing.numbers[row, place]], firing.numbers[row, place + 1 :])
+        )
+        head = re.search(r"[^\W\d_]*\Z", before) if token[:1].isalpha() else None
+        tail = re.match(r"[^\W\d_]*", after) if token[-1:].isalpha() else None
+        word = (head[0] if head else "") + token.strip() + (tail[0] if tail else "")
+        if word != token.strip() and word.isalpha() and len(word) <= _LONGEST_WORD:
+            counts[word.casefold()] += 1
+    return [word for word, _ in counts.most_common(_WORDS)]
 
 
 @dataclass(frozen=True, eq=False)
 class _Tried:
-    """A rule, the tokens that it means near (`[tokens]` of contexts to label from) and far (of the background), and how it fares."""
+    """A rule, the tokens that it means near (of the contexts to label from) and far (of the background), and how it fares."""
 
     rule: Rule
     near: np.ndarray
     far: np.ndarray
     recall: float
     precision: float
-
-    @property
-    def fit(self) -> float:
-        both = self.recall + self.precision
-        harmonic = 2 * self.recall * self.precision / both if both else 0.0
-        return harmonic - _PRICE * (self.rule.parts - 1)
-
-    @property
-    def order(self) -> tuple[float, int, str]:
-        """Best first; among equals the shortest text."""
-        return -round(self.fit, 9), len(self.rule.text), self.rule.text
+    fit: float
 
 
 class _Search:
@@ -131,9 +147,11 @@ class _Search:
         around = [*before, *listed, *self._tried(of.surroundings())]
         ends = [promoted for promoted in [of.promoted()] if promoted is not None]
         found = [*here, *around, *self._tried(ends)]
-        starts = dict.fromkeys([*sorted(here, key=lambda t: t.order)[:_REACH], *_by_recall(here)[:_REACH]])
+        starts = dict.fromkeys([*sorted(here, key=lambda tried: -tried.fit)[:_REACH], *_by_recall(here)[:_REACH]])
         found += [self._both(one, other) for one in starts for other in around]
-        return min(found, key=lambda tried: tried.order)
+        most = max(tried.fit for tried in found)
+        equals = [tried for tried in found if tried.fit >= most - _HAIR]
+        return min(equals, key=lambda tried: (len(tried.rule.text), tried.rule.text))
 
     def _tried(self, rules: Iterable[Rule]) -> list[_Tried]:
         return [
@@ -150,8 +168,9 @@ class _Search:
         common = np.count_nonzero(far & self.known)
         # one more than expected: what is seen once in a small text says little about how common it is
         precision = min(right / max(meant, 1), (self.expected * recall + 1) / max(common, 1), 1.0)
-        return _Tried(rule, near, far, recall, precision)
+        harmonic = 2 * recall * precision / (recall + precision) if recall else 0.0
+        return _Tried(rule, near, far, recall, precision, harmonic - _PRICE * (rule.parts - 1))
 
 
 def _by_recall(tried: Iterable[_Tried]) -> list[_Tried]:
-    return sorted(tried, key=lambda one: (-round(one.recall, 9), one.rule.text))
+    return sorted(tried, key=lambda one: -one.recall)

@@ -170,12 +170,12 @@ def quoted(text: str) -> str:
     return f"{mark}{shown(text)}{mark}"
 
 
-def listing(texts: Sequence[str]) -> str:
-    """Tokens as alternatives: `"if" or "elif"`, `a newline followed by 4, 8 or 12 spaces`."""
+def listing(texts: Sequence[str], last: str = "or") -> str:
+    """Tokens as alternatives, or with another word between the last two: `"if" or "elif"`, `a newline followed by 4, 8 or 12 spaces`."""
     white = [_runs(text) for text in texts if _is_white(text)]
     names = [quoted(text) for text in texts if not _is_white(text)]
     alike = len(white) > 1 and len({(*runs[:-1], runs[-1][0]) for runs in white}) == 1
-    return _or([*names, _white(white)] if alike else [*names, *(_white([runs]) for runs in white)])
+    return _joined([*names, _white(white)] if alike else [*names, *(_white([runs]) for runs in white)], last)
 
 
 def _is_white(text: str) -> bool:
@@ -191,10 +191,10 @@ def _white(several: Sequence[tuple[str, ...]]) -> str:
     *start, _ = several[0]
     lengths = sorted({len(runs[-1]) for runs in several})
     kind = _COUNTED[several[0][-1][0]]
-    last = f"a {kind}" if lengths == [1] else f"{_or(list(map(str, lengths)))} {kind}s"
+    last = f"a {kind}" if lengths == [1] else f"{_joined(list(map(str, lengths)), 'or')} {kind}s"
     parts = [f"a {_COUNTED[run[0]]}" if len(run) == 1 else f"{len(run)} {_COUNTED[run[0]]}s" for run in start]
     return " followed by ".join([*parts, last])
 
 
-def _or(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " or " + names[-1]
+def _joined(names: Sequence[str], last: str) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} {last} {names[-1]}"
