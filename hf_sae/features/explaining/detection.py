@@ -29,7 +29,7 @@ class Detection:
         hard (`int`): how many of the silent ones have the token on which the latent fires elsewhere.
         failed (`int`): answers that could not be read; they count for neither side.
         counterexamples (`tuple[str, ...]`): silent contexts that the label calls firing.
-        reason (`str`, *optional*): why there is no score.
+        reason (`str`, *optional*): why there is no score, in few words.
     """
 
     score: float | None
@@ -46,7 +46,7 @@ class Detection:
     def method(self) -> str:
         """What the score is, or why there is none, in words."""
         if self.reason is not None:
-            return f"not scored: {self.reason}"
+            return f"not scored: {self.reason} ({self.firing} firing, {self.silent} silent contexts)"
         hard = f", {self.hard} of them with the same token" if self.hard else ""
         return f"balanced accuracy of detection on {self.firing} firing and {self.silent} silent contexts{hard}"
 
@@ -60,7 +60,12 @@ def detect(detector: Detector | None, held_out: HeldOut) -> Detection:
     """
     firing, silent = len(held_out.firing), len(held_out.silent)
     if detector is None or min(firing, silent) < FEWEST:
-        why = "nothing to predict with" if detector is None else _too_few(firing, silent)
+        side = "firing" if firing < FEWEST else "silent"
+        why = (
+            "nothing to predict with"
+            if detector is None
+            else f"fewer than {FEWEST} {side} contexts in other documents"
+        )
         return Detection(None, None, None, firing, silent, held_out.n_hard, reason=why)
     said_firing, said_silent = detector.fires(held_out.firing), detector.fires(held_out.silent)
     positives = [answer for answer in said_firing if answer is not None]
@@ -70,14 +75,9 @@ def detect(detector: Detector | None, held_out: HeldOut) -> Detection:
     counterexamples = tuple(held_out.silent.text(row) for row in wrong[:MOST_COUNTEREXAMPLES])
     counts = (len(positives), len(negatives), hard, firing + silent - len(positives) - len(negatives))
     if min(counts[:2]) < FEWEST:
-        reason = f"{counts[3]} of {firing + silent} answers could not be read"
-        return Detection(None, None, None, *counts, counterexamples, reason)
+        return Detection(None, None, None, *counts, counterexamples, "too few answers that could be read")
     score, low, high = balanced_accuracy(sum(positives), len(positives), negatives.count(False), len(negatives))
     return Detection(score, low, high, *counts, counterexamples)
-
-
-def _too_few(firing: int, silent: int) -> str:
-    return f"{firing} firing and {silent} silent contexts of other documents, and {FEWEST} of each are needed"
 
 
 def balanced_accuracy(right_a: int, n_a: int, right_b: int, n_b: int) -> tuple[float, float, float]:
@@ -88,7 +88,11 @@ def balanced_accuracy(right_a: int, n_a: int, right_b: int, n_b: int) -> tuple[f
     """
     (a, low_a, high_a), (b, low_b, high_b) = wilson(right_a, n_a), wilson(right_b, n_b)
     middle = (a + b) / 2
-    return middle, middle - sqrt((a - low_a) ** 2 + (b - low_b) ** 2) / 2, middle + sqrt((high_a - a) ** 2 + (high_b - b) ** 2) / 2
+    return (
+        middle,
+        middle - sqrt((a - low_a) ** 2 + (b - low_b) ** 2) / 2,
+        middle + sqrt((high_a - a) ** 2 + (high_b - b) ** 2) / 2,
+    )
 
 
 def wilson(right: int, n: int) -> tuple[float, float, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,10 +13,10 @@ from tqdm.auto import tqdm
 from ...errors import ConfigError
 from .choosing import chosen, most_active
 from .detection import detect
-from .judge_labeller import JudgeLabeller
+from .judge_labeller import Estimate, JudgeLabeller
 from .labels import Detector, Label, Labeller
 from .latent import Latent
-from .latents import Latents
+from .latents import Key, Latents
 from .ngram import NGramLabeller, RuleDetector
 from .report import Explained, ExplainReport
 from .saving import LabelStore
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .judges.protocol import Judge
 
 _SAVE_EVERY = 60.0  # seconds: what a crash may cost
+_LOOKED_AT = 16  # latents that an estimate is made from
 
 
 def explain_features(
@@ -40,6 +41,7 @@ def explain_features(
     overwrite: bool = False,
     embedder: Embedder | None = None,
     seed: int = 0,
+    confirm: Callable[[Estimate], bool] | None = None,
     progress: bool = True,
 ) -> ExplainReport:
     """Labels latents of a feature dataset, scores each label, and writes both into the dataset.
@@ -60,6 +62,7 @@ def explain_features(
         embedder ([`Embedder`], *optional*): makes vectors of labels for search. Default: what made those that are there, where that is
             [`HashingEmbedder`], and it where there are none.
         seed (`int`): of the split.
+        confirm (`Callable`, *optional*): is told what a judge would have to read and write, and says whether to go on.
         progress (`bool`): show a bar.
 
     Returns:
@@ -83,6 +86,8 @@ def explain_features(
     report.silent, report.known = sum(key not in fired for key in keys), sum(key in known for key in keys)
     if n_features is not None:
         wanted = most_active(wanted, fired, n_features)
+    if confirm is not None and isinstance(made, JudgeLabeller) and not confirm(_estimate(made, latents, wanted)):
+        return report
     if overwrite:
         store.replace(wanted)
     found = _explained(latents.of(set(wanted)), made, report)
@@ -91,6 +96,12 @@ def explain_features(
     if judge is not None:
         report.usage = judge.usage()
     return report
+
+
+def _estimate(labeller: JudgeLabeller, latents: Latents, wanted: list[Key]) -> Estimate:
+    """From a few latents that are spread over all."""
+    some = wanted[:: max(len(wanted) // _LOOKED_AT, 1)][:_LOOKED_AT]
+    return labeller.estimate(list(latents.of(set(some)))).times(len(wanted) / max(len(some), 1))
 
 
 def _saved(store: LabelStore, found: Iterator[Explained]) -> None:

@@ -23,7 +23,9 @@ from .windows import Windows
 
 
 _LABEL_TOKENS, _ANSWER_TOKENS = 60, 4
-_CHARACTERS_PER_TOKEN = 3.0  # of text with many marks; English has about 4, so that a cost is rather over- than underestimated
+_CHARACTERS_PER_TOKEN = (
+    3.0  # of text with many marks; English has about 4, so that a cost is rather over- than underestimated
+)
 
 
 @dataclass(frozen=True)

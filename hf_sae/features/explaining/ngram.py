@@ -85,7 +85,7 @@ class NGramLabeller:
 def worded(rule: Rule, firing: Windows) -> str:
     """A rule in plain words, with the words that pieces of words are of, as in the contexts where the latent fires."""
     text = f"{rule.text}, which it promotes" if rule.following is not None else rule.text
-    if rule.here is None or not rule.here.texts and "token" not in rule.here.name:
+    if rule.here is None or (not rule.here.texts and "token" not in rule.here.name):
         return text
     found = _words(rule.matches(firing) & (firing.acts != 0), firing)
     return f"{text} (as in {listing(found, 'and')})" if found else text

@@ -41,7 +41,7 @@ class Rule:
 
     def fires(self, windows: Windows) -> np.ndarray:
         """`[n]`: whether it means any token of a context."""
-        return self.matches(windows).any(1)
+        return np.any(self.matches(windows), axis=1)
 
     def and_(self, other: Rule) -> Rule:
         """What both ask for; they do not speak of the same place."""

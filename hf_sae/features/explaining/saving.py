@@ -112,7 +112,10 @@ class LabelStore:
             vectors = self.embedder.embed([texts[key] for key in keys])
             for (sae_id, feature, number), vector in zip(keys, vectors, strict=True):
                 row = {"sae_id": sae_id, "feature": feature, "source": SOURCE, "number": number}
-                kept[sae_id, feature, SOURCE, number] = row | {"text": texts[sae_id, feature, number], "vector": vector}
+                kept[sae_id, feature, SOURCE, number] = row | {
+                    "text": texts[sae_id, feature, number],
+                    "vector": vector,
+                }
         return [kept[key] for key in sorted(kept)]
 
 
@@ -128,7 +131,9 @@ def embedder_for(dataset: FeatureDataset, given: Embedder | None) -> Embedder:
     if given is None and wanted.model == HashingEmbedder().model.model:
         return HashingEmbedder(wanted.dim)
     if given is None or not same_model(given.model, wanted):
-        other = "none was given" if given is None else f"embedder= is {given.model.model!r} ({given.model.dim} numbers)"
+        other = (
+            "none was given" if given is None else f"embedder= is {given.model.model!r} ({given.model.dim} numbers)"
+        )
         raise DataError(
             f"the vectors of {dataset.name!r} are by {wanted.model!r} ({wanted.dim} numbers), and {other}: pass that model as "
             "embedder=, so that new labels can be compared with the others."

@@ -109,8 +109,7 @@ class Vocabulary:
         mask = np.zeros(len(self), dtype=bool)
         mask[list(numbers)] = True
         texts = tuple(dict.fromkeys(self.texts[number] for number in numbers))
-        words = [text for text in texts if not _is_white(text)]
-        kind = "" if len(words) < len(texts) else "the token " if len(words) == 1 else "the tokens "
+        kind = "the token " if len(texts) == 1 and not _is_white(texts[0]) else ""
         return TokenSet(kind + listing(texts), mask, texts)
 
     def spelt(self, number: int) -> TokenSet | None:
@@ -173,7 +172,9 @@ def quoted(text: str) -> str:
 def listing(texts: Sequence[str], last: str = "or") -> str:
     """Tokens as alternatives, or with another word between the last two: `"if" or "elif"`, `a newline followed by 4, 8 or 12 spaces`."""
     white = [_runs(text) for text in texts if _is_white(text)]
-    names = [quoted(text) for text in texts if not _is_white(text)]
+    words = [text for text in texts if not _is_white(text)]
+    # of a word that is there with and without a space, one is enough to read
+    names = list(dict.fromkeys(quoted(text.strip() if text.strip() in texts else text) for text in words))
     alike = len(white) > 1 and len({(*runs[:-1], runs[-1][0]) for runs in white}) == 1
     return _joined([*names, _white(white)] if alike else [*names, *(_white([runs]) for runs in white)], last)
 

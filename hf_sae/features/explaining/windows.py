@@ -146,8 +146,7 @@ def _split(rows: pa.Table) -> Iterator[tuple[tuple[str, int], pa.Table]]:
 
 def _lists(rows: pa.Table, name: str) -> Any:
     column = rows.column(name)
-    whole = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
-    return whole
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
 def _flat(rows: pa.Table, name: str) -> np.ndarray:

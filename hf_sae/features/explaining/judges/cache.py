@@ -26,9 +26,7 @@ class ResponseCache:
             folder = Path(constants.HF_HOME) / "hf_sae" / "judge"
         self.folder = Path(folder)
 
-    def key(
-        self, model: str, revision: str | None, messages: Sequence[Message], params: Mapping[str, Any]
-    ) -> str:
+    def key(self, model: str, revision: str | None, messages: Sequence[Message], params: Mapping[str, Any]) -> str:
         """SHA-256 of all that an answer depends on."""
         facts = [model, revision, [dict(message) for message in messages], dict(params)]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode("utf-8", "surrogatepass")).hexdigest()

@@ -41,7 +41,9 @@ class TransformersJudge:
         self.revision: str | None = getattr(model.config, "_commit_hash", None)
         ends = (tokenizer.pad_token_id, tokenizer.eos_token_id)
         if ends == (None, None):
-            raise ConfigError(f"the tokenizer of {self.name!r} has neither a padding nor an end token: set one of them.")
+            raise ConfigError(
+                f"the tokenizer of {self.name!r} has neither a padding nor an end token: set one of them."
+            )
         self._pad = int(next(token for token in ends if token is not None))
         self._tokens = {"requests": 0, "tokens_in": 0, "tokens_out": 0}
 
@@ -57,7 +59,7 @@ class TransformersJudge:
         from ....access import explained
 
         with explained(name):
-            tokenizer = AutoTokenizer.from_pretrained(name)
+            tokenizer: Any = AutoTokenizer.from_pretrained(name)
             return cls(AutoModelForCausalLM.from_pretrained(name, **options), tokenizer, name)
 
     def usage(self) -> dict[str, Any]:
