@@ -12,9 +12,26 @@ from hf_sae.features.reading import FeatureDataset
 from hf_sae.features.writing import FeatureWriter
 
 
-WORDS = [" import", " os", " sys", "self", ".", " path", " =", " None", ",", "(", ")", "\n    ", "\n        ", " 1", "27", " name"]
+WORDS = [
+    " import",
+    " os",
+    " sys",
+    "self",
+    ".",
+    " path",
+    " =",
+    " None",
+    ",",
+    "(",
+    ")",
+    "\n    ",
+    "\n        ",
+    " 1",
+    "27",
+    " name",
+]
 WORDS += [" running", " walking", " def", " class", ":", '"', " a", " b", " c", " return", " if", " for", " in", " x"]
-HALF = 6
+HALF = 12  # tokens on each side of a peak, as a harvest keeps them
 Fires = Callable[[Sequence[str], int], float]
 
 
@@ -72,21 +89,22 @@ def _facts(latent: int, n_fired: int, total: int, most: float, promoted: Any, id
 
 
 def _examples(latent: int, texts: Any, acts: Any, ids: dict[str, int], kept: int) -> list[dict[str, Any]]:
-    rng, firing, silent = random.Random(latent), [], []
-    for number, (text, row) in enumerate(zip(texts, acts, strict=True)):
-        for place in range(len(text)):
-            start, end = max(0, place - HALF), min(len(text), place + HALF + 1)
-            window = {"tokens": list(text[start:end]), "acts": row[start:end], "max_pos": place - start}
-            window |= {"doc_id": number, "doc_name": None, "special_pos": [], "text": "".join(text[start:end])}
-            window["token_ids"] = [ids[token] for token in window["tokens"]]
-            (firing if row[place] else silent).append(window) if row[place] or not any(window["acts"]) else None
+    rng = random.Random(latent)
+    quiet = [[not any(row[max(0, at - HALF) : at + HALF + 1]) for at in range(len(row))] for row in acts]
+    every = [(number, place) for number, text in enumerate(texts) for place in range(len(text))]
+    firing = [(number, place) for number, place in every if acts[number][place]]
+    silent = [(number, place) for number, place in every if quiet[number][place]]
     rng.shuffle(firing)
     rng.shuffle(silent)
-    firing.sort(key=lambda window: -window["acts"][window["max_pos"]])
+    firing.sort(key=lambda at: -acts[at[0]][at[1]])
     rows = []
-    for kind, windows in (("top", firing), ("zero", silent)):
-        for rank, window in enumerate(windows[:kept]):
-            rows.append({"sae_id": "sae", "feature": latent, "kind": kind, "rank": rank, **window})
+    for kind, places in (("top", firing), ("zero", silent)):
+        for rank, (number, place) in enumerate(places[:kept]):
+            start, end = max(0, place - HALF), min(len(texts[number]), place + HALF + 1)
+            tokens = list(texts[number][start:end])
+            row: dict[str, Any] = {"sae_id": "sae", "feature": latent, "kind": kind, "rank": rank, "tokens": tokens}
+            row |= {"acts": acts[number][start:end], "max_pos": place - start, "special_pos": [], "doc_id": number}
+            rows.append(row | {"token_ids": [ids[token] for token in tokens], "text": "".join(tokens)})
     return rows
 
 

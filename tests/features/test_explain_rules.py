@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import pytest
 from hf_sae.features.explaining import NGramLabeller, detect, explain_features
 from hf_sae.features.explaining.latent import Latent
 from hf_sae.features.explaining.latents import Latents
+from hf_sae.features.explaining.ngram import RuleDetector
 from hf_sae.features.explaining.rules import Rule
-from hf_sae.features.explaining.splitting import BEFORE
+from hf_sae.features.explaining.splitting import AFTER, BEFORE
 from hf_sae.features.explaining.vocabulary import Vocabulary, listing, quoted
 from tests.features.planted import WORDS, Fires, at_random, documents, opened, plant
 
@@ -74,6 +76,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # two tokens before are rare in random text
     for number, text in enumerate(texts):
         text[30:33] = ["self", ".", " x"]
+        text[45:48] = ["self", ".", MORE[number % len(MORE)]]
         text[60:62] = [" import", " os"]
         text[90 + number % 5 : 92 + number % 5] = [" import", " sys"]
     return plant(tmp_path_factory.mktemp("planted") / "d", latents, texts, promoted)
@@ -102,7 +105,7 @@ def test_a_rule_about_the_line_is_found(tmp_path: Path):
     (label,) = NGramLabeller().label([latent])
     assert label is not None
     assert label.text == 'words on a line that starts with " return"'
-    assert (detect(label.detector, latent.held_out).score or 0) > 0.9, "a window may begin within the line"
+    assert (detect(label.detector, latent.held_out).score or 0) > 0.8, "a window may begin within the line"
 
 
 @pytest.mark.parametrize("share", [0.01, 0.05])
@@ -158,24 +161,33 @@ def test_a_label_does_not_depend_on_what_it_is_tested_on(folder: Path):
 
 def test_hard_negatives_have_the_token_and_silence(tmp_path: Path):
     """It fires on " os" after " import" only: an " os" elsewhere is a hard one, and it is cut as its pair is."""
-    texts = documents(n=80)
+    texts = documents(n=80, words=[word for word in WORDS if word not in (" import", " os")])
     for text in texts:
         text[50:52], text[45] = [" import", " os"], " os"
-    folder = plant(tmp_path / "d", {0: lambda tokens, place: float(tokens[place - 1 : place + 1] == [" import", " os"])}, texts)
-    rows = Latents(opened(folder))
-    (latent,) = rows.of({("sae", 0)})
+        for place in (5, 15, 80, 90, 100, 110):
+            text[place : place + 2] = [" import", " sys"]
+    folder = plant(tmp_path / "d", {0: token(" os", " import")}, texts)
+    (latent,) = latents_of(folder)
     held = latent.held_out
-    hard, pairs = held.silent.take(slice(len(held.silent) - held.n_hard, None)), held.firing.take(
-        slice(len(held.firing) - held.n_hard, None)
-    )
-    assert held.n_hard == 0, "the window is too narrow for silence of ten tokens beside the peak"
-    assert len(hard) == len(pairs) == 0
-    assert BEFORE == 6
+    assert held.n_hard == len(held.firing) // 2, "every context has one, and half of them may be used"
+    hard = held.silent.take(slice(len(held.silent) - held.n_hard, None))
+    pairs = held.firing.take(slice(len(held.firing) - held.n_hard, None))
+    assert all(hard.texts(row)[BEFORE] == pairs.texts(row)[BEFORE] == " os" for row in range(held.n_hard))
+    assert all(len(one.texts(row)) == BEFORE + AFTER + 1 for one in (hard, pairs) for row in range(held.n_hard))
+    assert not hard.acts.any()
+    (label,) = NGramLabeller().label([latent])
+    assert label is not None
+    found = detect(label.detector, held)
+    assert (label.text, found.score, found.hard) == ('the token " os" after " import"', 1.0, held.n_hard)
+    assert "of them with the same token" in found.method
+    too_wide = detect(RuleDetector(Rule(here=latent.seen.vocabulary.one(latent.firing.numbers[0, 12]))), held)
+    assert too_wide.score is not None
+    assert too_wide.score < 0.8, "a rule that forgets what stands before it falls for the hard ones"
+    assert set(too_wide.counterexamples) <= {hard.text(row) for row in range(len(hard))}
+    assert len(too_wide.counterexamples) == 3
 
 
 def test_equal_seeds_give_equal_labels_and_scores(folder: Path, tmp_path: Path):
-    import shutil
-
     results = []
     for name in ("a", "b"):
         shutil.copytree(folder, tmp_path / name)
@@ -186,7 +198,7 @@ def test_equal_seeds_give_equal_labels_and_scores(folder: Path, tmp_path: Path):
 
 def test_tokens_read_as_people_write_them():
     assert quoted(" import") == '" import"'
-    assert quoted('"""') == "'\"\"\"'"
+    assert quoted('"""') == '\'"""\''
     assert quoted("\n") == "a newline"
     assert quoted("\n        ") == "a newline followed by 8 spaces"
     assert quoted("\t") == "a tab"

@@ -123,15 +123,17 @@ class Vocabulary:
         return TokenSet(f'the word "{shown(word)}" in any spelling', mask, (word,))
 
     def ends(self, number: int) -> list[TokenSet]:
-        """Tokens with the same beginning, or the same ending, of 2 to 4 letters."""
+        """Tokens with the same beginning, or the same ending, of 2 to 4 letters; the longest of those that mean the same."""
         word, found = fold(self.texts[number]), []
-        for size in range(2, min(5, len(word))):
-            head, tail = word[:size], word[-size:]
-            if head.isalpha():
-                found.append(self._affix("starts with", head, str.startswith))
-            if tail.isalpha():
-                found.append(self._affix("ends with", tail, str.endswith))
-        return [tokens for tokens in found if tokens is not None]
+        for verb, test in (("starts with", str.startswith), ("ends with", str.endswith)):
+            longer: list[TokenSet] = []
+            for size in range(min(4, len(word) - 1), 1, -1):
+                part = word[:size] if verb == "starts with" else word[-size:]
+                tokens = self._affix(verb, part, test) if part.isalpha() else None
+                if tokens is not None and not any(np.array_equal(tokens.mask, other.mask) for other in longer):
+                    longer.append(tokens)
+            found += longer
+        return found
 
     def _affix(self, verb: str, part: str, test: Callable[[str, str], bool]) -> TokenSet | None:
         key = (verb, part)
