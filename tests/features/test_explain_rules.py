@@ -178,13 +178,14 @@ def test_hard_negatives_have_the_token_and_silence(tmp_path: Path):
     (label,) = NGramLabeller().label([latent])
     assert label is not None
     found = detect(label.detector, held)
-    assert (label.text, found.score, found.hard) == ('the token " os" after " import"', 1.0, held.n_hard)
+    assert label.text.startswith('the token " os" after " import"')
+    assert (found.score, found.hard) == (1.0, held.n_hard)
     assert "of them with the same token" in found.method
     too_wide = detect(RuleDetector(Rule(here=latent.seen.vocabulary.one(latent.firing.numbers[0, 12]))), held)
-    assert too_wide.score is not None
-    assert too_wide.score < 0.8, "a rule that forgets what stands before it falls for the hard ones"
-    assert set(too_wide.counterexamples) <= {hard.text(row) for row in range(len(hard))}
-    assert len(too_wide.counterexamples) == 3
+    fooled = [row for row in range(len(held.silent)) if " os" in held.silent.texts(row)]
+    assert too_wide.score == (1 + 1 - len(fooled) / len(held.silent)) / 2
+    assert len(fooled) >= held.n_hard, "a rule that forgets what stands before it falls for every hard one"
+    assert too_wide.counterexamples == tuple(held.silent.text(row) for row in fooled[:3])
 
 
 def test_equal_seeds_give_equal_labels_and_scores(folder: Path, tmp_path: Path):

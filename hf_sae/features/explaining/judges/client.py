@@ -103,7 +103,7 @@ class InferenceClientJudge:
 
     def _ask(self, messages: Sequence[Message], params: dict[str, Any]) -> dict[str, Any]:
         """The answer of the server; tries again where that can help."""
-        from huggingface_hub.errors import HfHubHTTPError, InferenceTimeoutError
+        from huggingface_hub.errors import HfHubHTTPError, InferenceTimeoutError, OfflineModeIsEnabled
 
         from ....models.pinning import no_answer
 
@@ -115,6 +115,8 @@ class InferenceClientJudge:
             except HfHubHTTPError as error:
                 status, asked = error.response.status_code, error.response.headers.get("retry-after")
                 failure = f"answered {status}"
+            except OfflineModeIsEnabled:
+                status, asked, failure = 0, None, "cannot be asked"
             except (InferenceTimeoutError, *no_answer()) as error:
                 status, asked, failure = 503, None, f"did not answer ({type(error).__name__})"
             if status not in _TRY_AGAIN or attempt == self.retries:
@@ -163,6 +165,8 @@ def _seconds(asked: str | None, otherwise: float) -> float:
 
 
 def _advice(status: int, base_url: str | None) -> str:
+    if not status:
+        return ": HF_HUB_OFFLINE is set, and then no server is reached, not even one on this machine. Unset it."
     if status in (401, 403):
         where = "run `hf auth login`, or set HF_TOKEN" if base_url is None else f"set the environment variable {KEY}"
         return f": it wants a key that it knows. To give one, {where}."
