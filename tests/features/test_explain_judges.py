@@ -271,7 +271,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setenv("HF_SAE_JUDGE_KEY", SECRET)
     monkeypatch.setenv("HF_TOKEN", "hf_of_the_hub")
     found = Server()
-    thread = threading.Thread(target=found.serve_forever, daemon=True)
+    thread = threading.Thread(target=found.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     yield found
     found.shutdown()

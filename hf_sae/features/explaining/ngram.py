@@ -92,19 +92,25 @@ def worded(rule: Rule, firing: Windows) -> str:
 
 
 def _words(places: np.ndarray, firing: Windows) -> list[str]:
-    """The commonest words around tokens that are pieces of words."""
-    counts: Counter[str] = Counter()
-    for row, place in np.argwhere(places).tolist():
-        before, token, after = (
-            "".join(firing.vocabulary.texts[number] for number in part)
-            for part in (firing.numbers[row, :place], [firing.numbers[row, place]], firing.numbers[row, place + 1 :])
-        )
-        head = re.search(r"[^\W\d_]*\Z", before) if token[:1].isalpha() else None
-        tail = re.match(r"[^\W\d_]*", after) if token[-1:].isalpha() else None
-        word = (head[0] if head else "") + token.strip() + (tail[0] if tail else "")
-        if word != token.strip() and word.isalpha() and len(word) <= _LONGEST_WORD:
-            counts[word.casefold()] += 1
-    return [word for word, _ in counts.most_common(_WORDS)]
+    """The commonest words around tokens; none where most of the tokens are whole words."""
+    found = [_word(firing, row, place) for row, place in np.argwhere(places).tolist()]
+    pieces = [word for word in found if word is not None]
+    if 2 * len(pieces) < len(found):
+        return []
+    short = Counter(word for word in pieces if len(word) <= _LONGEST_WORD)
+    return [word for word, _ in short.most_common(_WORDS)]
+
+
+def _word(firing: Windows, row: int, place: int) -> str | None:
+    """The word that a token is a piece of, in lower case."""
+    before, (token,), after = (
+        [firing.vocabulary.texts[number] for number in part]
+        for part in np.split(firing.numbers[row], [place, place + 1])
+    )
+    head = re.search(r"[^\W\d_]*\Z", "".join(before)) if token[:1].isalpha() else None
+    tail = re.match(r"[^\W\d_]*", "".join(after)) if token[-1:].isalpha() else None
+    word = (head[0] if head else "") + token.strip() + (tail[0] if tail else "")
+    return word.casefold() if word != token.strip() and word.isalpha() else None
 
 
 @dataclass(frozen=True, eq=False)
