@@ -27,7 +27,7 @@ _PRICE = 0.04  # of fit, for each further place or token that a rule speaks of
 _REACH = 3  # rules about the token itself that are combined with others
 _WORDS, _LONGEST_WORD = 3, 20
 _HAIR = 1e-9  # of rounding
-_PRECISE = 0.25  # precision of a token that is worth listing
+_PRECISE, _SEEN = 0.25, 2  # precision of a token that is worth listing, and places where it was seen
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ class _Search:
         """The rule to tell."""
         of, vocabulary = self.candidates, self.windows.vocabulary
         single = self._tried(of.tokens())
-        precise = [tried.rule for tried in _by_recall(single) if tried.precision >= _PRECISE]
+        precise = [tried.rule for tried in _by_recall(single) if self._listable(tried)]
         here = [*single, *self._tried(of.kinds()), *self._tried(lists(vocabulary, precise))]
         before = self._tried(of.preceded())
         listed = self._tried(lists(vocabulary, [tried.rule for tried in _by_recall(before)]))
@@ -158,6 +158,10 @@ class _Search:
         most = max(tried.fit for tried in found)
         equals = [tried for tried in found if tried.fit >= most - _HAIR]
         return min(equals, key=lambda tried: (len(tried.rule.text), tried.rule.text))
+
+    def _listable(self, tried: _Tried) -> bool:
+        """Whether a token is worth a place in a list: it is seen more than once, and the latent fires on it often enough."""
+        return tried.precision >= _PRECISE and np.count_nonzero(tried.near & self.firing) >= _SEEN
 
     def _tried(self, rules: Iterable[Rule]) -> list[_Tried]:
         return [

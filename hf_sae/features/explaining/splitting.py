@@ -53,13 +53,16 @@ def split_by_document(windows: Windows, seed: int = 0) -> tuple[Windows, HeldOut
 
 
 def _held_out(windows: Windows, seed: int) -> list[int]:
-    """Documents of the test: with at most half of the firing contexts, as far as whole documents allow."""
+    """Documents of the test: at most half of the firing contexts, as far as whole documents allow, and not the strongest one."""
     firing, counts = np.unique(windows.documents[windows.fires], return_counts=True)
     of = dict(zip(firing.tolist(), counts.tolist(), strict=True))
     silent = set(windows.documents[~windows.fires].tolist())
     order = sorted(sorted_documents(windows.documents, seed), key=lambda document: document not in silent)
     wanted, held, taken = int(windows.fires.sum()) / 2, [], 0
+    strongest = int(windows.documents[np.abs(windows.acts).max(1, initial=0).argmax()]) if of else None
     for document in order:
+        if document == strongest:  # a label has to account for it
+            continue
         more = of.get(document, 0)
         if taken + more <= wanted:
             held.append(document)
