@@ -101,6 +101,7 @@ def test_what_does_not_fit_is_a_failure_and_not_cut(local: TransformersJudge):
 
 
 def test_a_local_judge_writes_what_greedy_decoding_gives(local: TransformersJudge, host: Any, tokenizer: Any):
+    torch.manual_seed(1234)
     before = torch.random.get_rng_state()
     answers = local.generate([QUESTION, LONGER], 4)
     ids = tokenizer(prompt_text(QUESTION), return_tensors="pt")["input_ids"]
