@@ -161,7 +161,7 @@ class _Search:
 
     def _listable(self, tried: _Tried) -> bool:
         """Whether a token is worth a place in a list: it is seen more than once, and the latent fires on it often enough."""
-        return tried.precision >= _PRECISE and np.count_nonzero(tried.near & self.firing) >= _SEEN
+        return tried.precision >= _PRECISE and int(np.count_nonzero(tried.near & self.firing)) >= _SEEN
 
     def _tried(self, rules: Iterable[Rule]) -> list[_Tried]:
         return [
