@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .assets import default_host
     from .evaluation import evaluate
     from .features import top_features
+    from .features.explaining import explain_features
     from .hooks import HookPoint, capture, edit, read, splice
     from .hub import load_features, load_saes, push_features
     from .models import (
@@ -48,6 +49,7 @@ _MODULES = {
     "default_host": "assets",
     "edit": "hooks",
     "evaluate": "evaluation",
+    "explain_features": "features.explaining",
     "load_features": "hub",
     "load_saes": "hub",
     "push_features": "hub",
@@ -76,6 +78,7 @@ __all__ = [
     "default_host",
     "edit",
     "evaluate",
+    "explain_features",
     "load_features",
     "load_saes",
     "push_features",

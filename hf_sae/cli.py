@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from . import __version__
-from .commands import check, convert, demo, diff, features, inspect, publish, search, space, steer, train
+from .commands import check, convert, demo, diff, explain, features, inspect, publish, search, space, steer, train
 from .commands import evaluate as evaluation
 from .commands.console import paragraph
 
@@ -34,6 +34,7 @@ app.command("diff")(diff.diff)
 app.command("convert")(convert.convert)
 app.command("info")(inspect.info)
 app.command("features")(features.features)
+app.command("explain")(explain.explain)
 app.command("search")(search.search)
 app.command("steer")(steer.steer)
 app.add_typer(space.app, name="space")

@@ -34,6 +34,7 @@ VERBS = [
     "convert",
     "info",
     "features",
+    "explain",
     "search",
     "steer",
     "hooks",

@@ -34,6 +34,7 @@ EXPECTED = {
     "SAETrainingArguments",
     "train_sae",
     "evaluate",
+    "explain_features",
     "top_features",
     "default_host",
     "load_features",
