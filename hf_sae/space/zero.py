@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .service import Service
 
 SECONDS = 20  # of the device for one call
-ON_GPU = ("inspect_text", "activations_on", "top_features_for_prompt", "contrast_texts")
+ON_GPU = ("inspect_text", "activations_on", "top_features_for_prompt", "contrast_texts", "steer")
 
 
 def is_zero() -> bool:

@@ -27,6 +27,12 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "inspect_text": {"text": "import os"},
     "top_features_for_prompt": {"prompt": "import import"},
     "contrast_texts": {"texts_a": ["import import"], "texts_b": ["x = y"]},
+    "steer": {
+        "prompt": "import os",
+        "edits": [{"feature": IMPORT, "strength": 3.0}],
+        "max_new_tokens": 6,
+        "sweep": [0.5],
+    },
 }
 
 
