@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from . import __version__
-from .commands import check, convert, demo, diff, explain, features, inspect, publish, search, steer, train
+from .commands import check, convert, demo, diff, explain, features, inspect, publish, search, space, steer, train
 from .commands import evaluate as evaluation
 from .commands.console import paragraph
 
@@ -37,6 +37,7 @@ app.command("features")(features.features)
 app.command("explain")(explain.explain)
 app.command("search")(search.search)
 app.command("steer")(steer.steer)
+app.add_typer(space.app, name="space")
 app.command("hooks")(inspect.hooks)
 app.command("card")(publish.card)
 app.command("push")(publish.push)

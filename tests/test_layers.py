@@ -32,7 +32,7 @@ LAYERS = (
     },
     {"activations", "conversion"},
     {"evaluation", "features", "hub", "steering", "training"},
-    {"__main__", "cli", "commands", "demo"},
+    {"__main__", "cli", "commands", "demo", "space"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 MODELS_MAY_IMPORT = {"torch", "transformers", "huggingface_hub", "safetensors", "triton"} | sys.stdlib_module_names

@@ -15,7 +15,7 @@ from .words import number, ordinal
 
 _STATES = {"waiting": "waiting", "running": "writing", "done": "done", "stopped": "stopped", "failed": "failed"}
 _SIGNS = {"waiting": "○", "running": "●", "done": "✓", "stopped": "■", "failed": "✗"}
-_GAUGE = ("broken", "drifting", "fluent")
+_GAUGE = {"broken": 1, "drifting": 2, "repeating": 2, "fluent": 3}  # boxes of three that are full
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class StreamView:
         activations (`list` of `float`, *optional*), maximum (`float`, *optional*): of one latent, for shade.
         kl (`list` of `float`, *optional*): nats per token between what was sampled from and the host without edits.
         perplexity (`float`, *optional*): of the text under the host without edits.
-        coherence (`str`, *optional*): `fluent`, `drifting` or `broken`.
+        coherence (`str`, *optional*): `fluent`, `repeating`, `drifting` or `broken`.
         state (`str`): `waiting`, `running`, `done`, `stopped` or `failed`.
         note (`str`): why it ended or failed.
         diverges_at (`int`, *optional*): the first token that differs from the baseline.
@@ -149,7 +149,7 @@ def _gauge(stream: StreamView) -> str:
     if stream.coherence is None and stream.perplexity is None:
         return ""
     word = stream.coherence or ""
-    full = _GAUGE.index(word) + 1 if word in _GAUGE else 0
+    full = _GAUGE.get(word, 0)
     boxes = f'<span class="hs-boxes" aria-hidden="true">{"■" * full}{"□" * (3 - full)}</span> ' if full else ""
     kind = f" hs-is-{word}" if full else ""
     perplexity = f"perplexity {number(stream.perplexity)}" if stream.perplexity is not None else ""

@@ -35,6 +35,8 @@ class Repo:
     messages: list[str] = field(default_factory=list)
     private: bool = False
     gated: bool = False
+    sdk: str | None = None  # of a Space
+    variables: dict[str, str] = field(default_factory=dict)
 
     def commit(self, branch: str, tree: Tree, message: str = "commit") -> str:
         """Puts a tree on a branch and returns its commit."""

@@ -36,7 +36,20 @@ def _create(h: Handler) -> None:
             private=asked.get("visibility") == "private" or bool(asked.get("private"))
         )
         repo.commit("main", {".gitattributes": b""}, "initial commit")
+        repo.sdk = asked.get("sdk")
+        if kind == "spaces" and repo.sdk is None:
+            raise Refused(400, "", "a Space needs an sdk")
     h.json({"url": f"{h.hub.url}/{prefix}{name}", "name": name}, 409 if exists else 200)
+
+
+def _variables(h: Handler, repo: str) -> None:
+    known = h.repo("spaces", repo, write=True)
+    asked = json.loads(h.body or b"{}")
+    if h.command == "POST":
+        known.variables[asked["key"]] = asked["value"]
+    elif h.command == "DELETE":
+        known.variables.pop(asked["key"], None)
+    h.json({name: {"value": value, "updatedAt": WHEN} for name, value in known.variables.items()})
 
 
 def _delete(h: Handler) -> None:
@@ -176,6 +189,7 @@ ROUTES = (
     ("POST", r"/api/collections", social.collect),
     ("GET", r"/api/collections/(?P<slug>[^/]+/[^/]+)", social.collection),
     ("POST", r"/api/collections/(?P<slug>[^/]+/[^/]+)/items?", social.collect_item),
+    ("GET|POST|DELETE", r"/api/spaces/(?P<repo>[^/]+/[^/]+)/variables", _variables),
     ("GET", _API, _info),
     ("GET", _API + r"/revision/(?P<revision>.+)", _info),
     ("GET", _API + r"/tree/(?P<revision>refs/pr/\d+|[^/]+)(?:/(?P<folder>.+))?", _list),

@@ -176,7 +176,7 @@ def test_an_instruction_is_gauged_against_the_prompt_without_it(engine, host, to
     baseline, told = engine.generate(request)
     assert ids(told) == generated(host, tokenizer, f"w11 w12 {PROMPT}", 4)
     assert told.tokens[0].kl == pytest.approx(_kl_after(host, tokenizer, f"w11 w12 {PROMPT}", PROMPT), abs=1e-4)
-    assert baseline.prompt == "<bos> " + PROMPT
+    assert baseline.prompt == PROMPT
 
 
 def _kl_after(host, tokenizer, one: str, other: str) -> float:

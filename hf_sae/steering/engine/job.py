@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -53,7 +53,7 @@ class Job:
         self.branches = self._branches()
         self.run = SteeringRun(
             [
-                Stream(variant.name, tokenizer.decode(list(branch.row.prompt.ids)))
+                Stream(variant.name, _shown(tokenizer, branch.row.prompt.ids))
                 for variant, branch in zip(request.variants, self.branches, strict=True)
             ]
         )
@@ -136,6 +136,12 @@ class Job:
         if branch in self.branches:
             self.branches.remove(branch)
         self.run.write(lambda stream: replace(stream, state="done", note=note), branch.index)
+
+
+def _shown(tokenizer: Any, ids: Sequence[int]) -> str:
+    """A prompt as text: what the template of a chat adds is part of it, BOS is not."""
+    start = int(len(ids) > 1 and ids[0] == tokenizer.bos_token_id)
+    return tokenizer.decode(list(ids[start:]))
 
 
 @dataclass(frozen=True)

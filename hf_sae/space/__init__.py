@@ -1,0 +1,1 @@
+"""The Gradio Space: find features, understand them, look at text; the same functions as an API and as MCP tools."""
