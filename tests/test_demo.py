@@ -21,6 +21,7 @@ from hf_sae.errors import ConfigError
 from hf_sae.features import Example, LatentExamples
 from hf_sae.features.choice import Consistent, choose_features, consistent_features
 from hf_sae.steering import OfMax, add, steer
+from hf_sae.steering.recipes import load_presets
 
 
 TINY = DemoSettings(
@@ -30,6 +31,7 @@ TINY = DemoSettings(
     ring_bytes=2**22,
     eval_characters=300,
     example_characters=1200,
+    label_characters=1500,
     n_features=4,
     n_candidates=6,
     new_tokens=6,
@@ -167,6 +169,28 @@ class TestRun:
             assert demo.effect.kl <= TINY.most_kl
             assert set(demo.texts) == {"baseline", "steered"}
 
+    def test_every_feature_lies_labelled_beside_it_where_the_page_looks_for_it(self, demo: DemoResult):
+        from hf_sae.space.sources import Given
+
+        found = Given(str(demo.output)).features()
+        assert found is not None
+        assert found.dataset.manifest.rows("features") == TINY.d_sae
+        firing = [row for rows in found.dataset.batches("features") for row in rows["density"].to_pylist() if row]
+        labels = found.dataset.explanations
+        assert len(labels) == demo.payload["labels"]["labelled"]
+        assert 0.5 * len(firing) < len(labels) <= len(firing)
+        assert set(found.dataset.examples["doc_name"]) <= {path for path, _ in stdlib_files("test")}
+
+    def test_the_preset_is_the_edit_that_it_found(self, demo: DemoResult):
+        presets = load_presets(demo.output)
+        if demo.effect is None:
+            assert presets == []
+        else:
+            (preset,) = presets
+            edit = add({demo.effect.examples.latent: OfMax(demo.effect.strength)})
+            assert [row.edit() for row in preset.rows] == [edit]
+            assert preset.prompt == TINY.prompt
+
     def test_a_folder_with_a_readme_of_its_own_is_left_alone(self, tmp_path: Path):
         (tmp_path / "README.md").write_text("# Mine")
         with pytest.raises(ConfigError, match="README of its own"):
@@ -187,3 +211,39 @@ def test_the_command_prints_one_json_object_last(
     assert payload["output"] == str(tmp_path / "out")
     assert "ce_recovered" in err
     assert "\x1b" not in err
+
+
+def test_the_page_is_opened_where_gradio_is_there_and_named_where_it_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    opened = []
+    monkeypatch.setattr("hf_sae.demo.DemoSettings", lambda seed: TINY)
+    monkeypatch.setattr("hf_sae.demo.run_demo", lambda output, settings, say: _Ready(output))
+    monkeypatch.setattr("hf_sae.space.serve.serve", lambda settings, **options: opened.append((settings, options)))
+    for there, options in ((True, []), (True, ["--no-launch"]), (False, [])):
+        monkeypatch.setattr("hf_sae.commands.demo.has_gradio", lambda there=there: there)
+        with pytest.raises(SystemExit):
+            main(["demo", "--output", str(tmp_path / "out"), *options])
+    ((settings, how),) = opened
+    assert (settings.repo, how) == (str(tmp_path / "out"), {"inbrowser": True})
+    said = capsys.readouterr().out
+    assert said.count("hf-sae space open") == 2
+    assert said.count("pip install 'hf-sae[space]'") == 1
+
+
+class _Ready:
+    """What a run of the demo gives, without the run."""
+
+    features, effect, texts, seconds, payload = (), None, {}, {}, {"seconds": 1.0}
+
+    def __init__(self, output: Path) -> None:
+        self.output = output
+
+    @property
+    def report(self) -> Any:
+        return type("Report", (), {"to_table": lambda self: "table"})()
+
+    @property
+    def labels(self) -> Any:
+        facts = {"labelled": 3, "mean_score": None, "control": None, "chance": 0.5}
+        return type("Labels", (), {"to_dict": lambda self: facts})()

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .console import Console, Json, columns
+
+
+if TYPE_CHECKING:
+    from ..demo.showcase import Effect
 
 
 def demo(
@@ -17,13 +22,13 @@ def demo(
     ),
     no_launch: Annotated[
         bool,
-        typer.Option("--no-launch", help="Print only, and open nothing in a browser (as this version does anyway)."),
+        typer.Option("--no-launch", help="Print only, and open nothing in a browser."),
     ] = False,
     total_tokens: Annotated[int | None, typer.Option(min=1, help="Activations to train on.")] = None,
     seed: Annotated[int, typer.Option(help="Of initialisation and data order.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Train, measure, look at and steer a sparse autoencoder in about three minutes, with no network.
+    """Train, measure, label and steer a sparse autoencoder with no network, then open its features in a browser.
 
     Example: `hf-sae demo --output ./hf-sae-demo`
     """
@@ -42,6 +47,34 @@ def demo(
     console.show(steering_lines(settings.prompt, result.effect, result.texts))
     steps = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in result.seconds.items())
     console.show(f"\nTook {result.payload['seconds']:.0f} s ({steps}).\nSaved to {output}, with a card.")
-    effect = result.effect
-    example = f" --feature {effect.examples.latent}={effect.strength:g}x" if effect else " --feature 0=2x"
-    console.finish(result.payload, f'hf-sae steer {output}{example} --prompt "import "')
+    console.show(label_line(result.labels.to_dict()))
+    if no_launch or as_json or not has_gradio():
+        console.finish(result.payload, _next(output, result.effect))
+        return
+    from ..space.serve import SpaceSettings, serve
+
+    console.say("Opening its features in a browser; Ctrl-C ends the page.")
+    serve(SpaceSettings(str(output)), inbrowser=True)
+
+
+def label_line(labels: dict[str, Any]) -> str:
+    """How many features have a label, and how well the labels hold."""
+    mean, control = labels["mean_score"], labels["control"]
+    said = f"Labelled {labels['labelled']:,} features by rules about tokens"
+    if mean is None:
+        return f"{said}; there was too little text to score the labels."
+    beside = "" if control is None else f", labels of other features {control:.2f}"
+    return f"{said}; detection {mean:.2f} on average on held-out contexts (chance {labels['chance']:.1f}{beside})."
+
+
+def has_gradio() -> bool:
+    """Whether the page can be opened."""
+    return importlib.util.find_spec("gradio") is not None
+
+
+def _next(output: Path, effect: Effect | None) -> str:
+    page = f"hf-sae space open {output}"
+    if not has_gradio():
+        return f"pip install 'hf-sae[space]', then {page} shows every feature in a browser"
+    edit = f" --feature {effect.examples.latent}={effect.strength:g}x" if effect else " --feature 0=2x"
+    return f'{page} shows every feature in a browser; hf-sae steer {output}{edit} --prompt "import " steers here'

@@ -28,12 +28,15 @@ from ..hub.examples import N_FEATURES, for_card
 from ..models import SAE, TopKConfig, TopKSAE
 from ..steering import OfMax, add, steer
 from ..training import SAETrainer, SAETrainingArguments
+from .labelled import label_features, save_preset
 from .showcase import Effect, largest_effect
 
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from ..features.explaining import ExplainReport
 
 HEADLINE = ("l0", "fvu", "ce_recovered", "ce_recovered_mean", "delta_ce", "dead_fraction")
 
@@ -48,6 +51,7 @@ class DemoSettings:
         ring_bytes (`int`): of the shuffle ring; filling it is what happens before the first step.
         eval_characters (`int`): length of the excerpt of each held-out file behind the metrics.
         example_characters (`int`): of those that example contexts are looked for in.
+        label_characters (`int`): of those that features are harvested from and labelled on.
         n_features (`int`), n_contexts (`int`): features shown, contexts of each.
         least_density, most_density (`float`): features that fire on a smaller or larger share of tokens are not shown.
         prompt (`str`), new_tokens (`int`): of the steered continuation.
@@ -66,6 +70,7 @@ class DemoSettings:
     ring_bytes: int = 32 * 2**20
     eval_characters: int = 5_000
     example_characters: int = 12_000
+    label_characters: int = 20_000
     n_features: int = 12
     n_contexts: int = 2
     least_density: float = 1e-4
@@ -87,6 +92,7 @@ class DemoResult:
     features: list[LatentExamples]
     effect: Effect | None
     texts: dict[str, str]
+    labels: ExplainReport
     output: Path
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -104,6 +110,7 @@ class DemoResult:
                 "strength": self.effect.strength,
                 "token": self.effect.token,
             }
+        labels = self.labels.to_dict()
         return {
             **{key: self.report[key] for key in HEADLINE},
             "tokens": (self.sae.config.provenance or {})["training"]["total_tokens"],
@@ -111,6 +118,8 @@ class DemoResult:
             "controls": controls,
             "features": [examples.latent for examples in self.features],
             "steered": effect,
+            "labels": {key: labels[key] for key in ("labelled", "scored", "mean_score", "chance", "control")},
+            "features_folder": str(self.labels.folder),
             "output": str(self.output),
         }
 
@@ -148,13 +157,18 @@ def run_demo(
     with watch("steering"):
         effect = _effect(settings, sae, host, tokenizer, ranked)
         texts = _continue(settings, sae, host, tokenizer, effect)
+    say("Harvesting and labelling every feature, on the same held-out files.")
+    with watch("labels"):
+        excerpt = excerpts(settings.label_characters, settings.seed)
+        labels = label_features(output, sae, host, tokenizer, excerpt, settings.context_length, settings.seed)
     if effect is not None and effect.examples not in features:
         features = [effect.examples, *features[: settings.n_features - 1]]
     training = (sae.config.provenance or {})["training"]
     training["seconds"] = round(watch.seconds["training"], 1)
     sae.save_pretrained(output)
     save_card(output, sae, report, examples=[for_card(f, settings.n_contexts) for f in features[:N_FEATURES]])
-    return DemoResult(sae, report, features, effect, texts, output, watch.seconds)
+    save_preset(output, effect, settings.prompt)
+    return DemoResult(sae, report, features, effect, texts, labels, output, watch.seconds)
 
 
 def _train(
@@ -196,12 +210,13 @@ def excerpts(characters: int, seed: int) -> Dataset:
     """A stretch of every held-out file, whole lines: all files count, not the few longest ones."""
     from datasets import Dataset
 
-    rng, texts = random.Random(seed), []
-    for _, text in stdlib_files("test"):
+    rng, texts, paths = random.Random(seed), [], []
+    for path, text in stdlib_files("test"):
         start = rng.randrange(max(len(text) - characters, 0) + 1)
         start = text.find("\n", start) + 1 if start else 0
         texts.append(text[start : start + characters])
-    return Dataset.from_dict({"text": texts})
+        paths.append(path)
+    return Dataset.from_dict({"text": texts, "path": paths})
 
 
 def _measure(settings: DemoSettings, sae: SAE, host: Any, tokenizer: Any, sample: torch.Tensor) -> EvalReport:
