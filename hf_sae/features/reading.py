@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -19,6 +18,7 @@ from ..conversion.files import Files, open_files
 from ..errors import CheckpointError, DataError
 from .checks import TableChecker, check_features
 from .manifest import MANIFEST, EmbeddingModel, Manifest, SAESource, Shard
+from .record import FeatureRecord
 from .schema import TABLES, Table, check_schema, table_of
 
 
@@ -30,24 +30,6 @@ if TYPE_CHECKING:
 MAX_GROUP_ROWS, MAX_GROUP_BYTES = 1 << 17, 1 << 30  # a row group beyond it is no table of ours
 MAX_THRIFT = 100_000_000  # of a file's footer
 BATCH = 1024
-
-
-@dataclass(frozen=True)
-class FeatureRecord:
-    """All that a dataset knows of one feature.
-
-    Args:
-        sae_id (`str`), feature (`int`): which.
-        facts (`dict`): its row of `features`.
-        examples (`list[dict]`): its rows of `examples`, in order.
-        explanations (`list[dict]`): its rows of `explanations`, in order.
-    """
-
-    sae_id: str
-    feature: int
-    facts: dict[str, Any]
-    examples: list[dict[str, Any]]
-    explanations: list[dict[str, Any]]
 
 
 class FeatureDataset:
