@@ -71,7 +71,7 @@ def harvest(
       ([`hf_sae.features.logit_effects`]), or why there are none.
 
     Nothing depends on `batch_size`. Memory does not grow with `n_tokens`: per latent
-    `(top + reservoir) * (20 + 8 * (2 * window + 1)) + pool + 2128` bytes and for co-activation `4 * d_sae` up to 16,384
+    `(top + reservoir) * (20 + 8 * (2 * window + 1)) + pool + 2200` bytes and for co-activation `4 * d_sae` up to 16,384
     latents, 4096 beyond ([`kept_bytes`][hf_sae.features.latent_state.kept_bytes]): 1.4 GB for 16,384 latents by default.
     Beside it stand one batch (some hundred bytes for each non-zero latent of it) and, while a batch is merged, copies
     of the contexts that change.
