@@ -69,7 +69,7 @@ class LatentState:
 
     def __init__(self, d_sae: int, counts: ExampleCounts, seed: int) -> None:
         latents = torch.arange(d_sae)
-        self.d_sae, self.seed = d_sae, seed
+        self.d_sae, self.counts, self.seed = d_sae, counts, seed
         self.top = ContextStore(latents, d_sae, counts.top, counts.window)
         self.random = RandomContexts(latents, d_sae, counts.reservoir, counts.window, seed)
         self.pool = ContextPool(d_sae, counts.pool, counts.window, seed)
@@ -128,11 +128,15 @@ class LatentState:
         Raises:
             ValueError: if it is of another kind.
         """
-        mine, its = ((s.d_sae, s.top.n_examples, s.random.n_examples, s.pool.size, s.seed) for s in (self, other))
-        if mine != its or self.top.window != other.top.window:
-            raise ValueError(f"states of different kinds cannot be merged: {mine} and {its}. Use one ExampleCounts.")
+        mine, its = ((state.d_sae, state.counts, state.seed) for state in (self, other))
+        if mine != its:
+            raise ValueError(f"states of different kinds cannot be merged: {mine} and {its}.")
         for name, part in self._parts().items():
             part.merge(other._parts()[name])
+
+    def empty(self) -> LatentState:
+        """One of the same kind that has seen nothing."""
+        return LatentState(self.d_sae, self.counts, self.seed)
 
     def tensors(self) -> dict[str, Tensor]:
         """All that was gathered, by name; [`LatentState.load`] takes it back."""
