@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 _PATIENCE = timedelta(hours=6)  # a process that dies is noticed at once, by its closed connection
-_DTYPES = {str(d).removeprefix("torch."): d for d in (torch.int32, torch.int64, torch.float32, torch.float64, torch.uint8)}
+_DTYPES = {str(kind): kind for kind in (torch.int32, torch.int64, torch.float32, torch.float64, torch.uint8)}
 
 
 class Ranks:
@@ -64,61 +64,43 @@ class Ranks:
         Raises:
             DataError: if another process has ended, or read other text.
         """
-        if self.size == 1:
-            return
-        with _company():
-            for rank in range(1, self.size):
-                if self.rank == rank:
-                    self._send(states, digest)
-                elif self.is_first:
-                    self._receive(states, digest, rank)
+        for rank in range(1, self.size):
+            if self.rank == rank:
+                self._send(states, digest)
+            elif self.is_first:
+                self._receive(states, digest, rank)
 
     def _send(self, states: Mapping[str, LatentState], digest: str) -> None:
         for state in states.values():
-            tensors = {name: tensor.contiguous() for name, tensor in state.tensors().items()}
-            facts = {name: [*_plain(tensor)] for name, tensor in tensors.items()}
-            self._send_text(json.dumps({"digest": digest, "tensors": facts}))
-            for tensor in tensors.values():
+            # gloo knows no truth values
+            tensors = {name: t.to(torch.uint8) if t.dtype == torch.bool else t for name, t in state.tensors().items()}
+            facts = {name: [list(tensor.shape), str(tensor.dtype)] for name, tensor in tensors.items()}
+            text = torch.frombuffer(bytearray(json.dumps([digest, facts]).encode()), dtype=torch.uint8)
+            for tensor in (torch.tensor(len(text)), text, *tensors.values()):
                 if tensor.numel():
-                    torch.distributed.send(_sendable(tensor), 0, group=self._group)
+                    with _company():
+                        torch.distributed.send(tensor.contiguous(), 0, group=self._group)
 
     def _receive(self, states: Mapping[str, LatentState], digest: str, rank: int) -> None:
         for state in states.values():
-            facts = json.loads(self._receive_text(rank))
-            if facts["digest"] != digest:
+            length = int(self._tensor(rank, [], torch.long))
+            found, facts = json.loads(self._tensor(rank, [length], torch.uint8).numpy().tobytes())
+            if found != digest:
                 raise DataError(
                     f"process {rank} read other text than process 0: give data that has the same order in every process "
                     "(no shuffling without a seed)."
                 )
-            found = {}
-            for name, (shape, kind, is_bool) in facts["tensors"].items():
-                tensor = torch.empty(shape, dtype=_DTYPES[kind])
-                if tensor.numel():
-                    torch.distributed.recv(tensor, rank, group=self._group)
-                found[name] = tensor.bool() if is_bool else tensor
-            other = state.empty()
-            other.load(found)
+            other, like = state.empty(), state.tensors()
+            given = {name: self._tensor(rank, shape, _DTYPES[kind]) for name, (shape, kind) in facts.items()}
+            other.load({name: tensor.to(like[name].dtype) for name, tensor in given.items()})
             state.merge(other)
 
-    def _send_text(self, text: str) -> None:
-        data = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
-        torch.distributed.send(torch.tensor([len(data)]), 0, group=self._group)
-        torch.distributed.send(data, 0, group=self._group)
-
-    def _receive_text(self, rank: int) -> str:
-        length = torch.zeros(1, dtype=torch.long)
-        torch.distributed.recv(length, rank, group=self._group)
-        data = torch.zeros(int(length), dtype=torch.uint8)
-        torch.distributed.recv(data, rank, group=self._group)
-        return data.numpy().tobytes().decode()
-
-
-def _sendable(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.uint8) if tensor.dtype == torch.bool else tensor
-
-
-def _plain(tensor: Tensor) -> tuple[list[int], str, bool]:
-    return list(tensor.shape), str(_sendable(tensor[:0] if tensor.dim() else tensor).dtype)[6:], tensor.dtype == torch.bool
+    def _tensor(self, rank: int, shape: list[int], dtype: torch.dtype) -> Tensor:
+        tensor = torch.zeros(shape, dtype=dtype)
+        if tensor.numel():
+            with _company():
+                torch.distributed.recv(tensor, rank, group=self._group)
+        return tensor
 
 
 @contextmanager

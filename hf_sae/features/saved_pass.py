@@ -105,9 +105,10 @@ class SavedPass:
         for file in self._facts.get("files", ()):
             if file["rank"] % self.ranks.size == self.ranks.rank:
                 state = states[file["sae"]]
-                other = state.empty()
+                other = state.empty() if state.tokens else state
                 other.load(self._tensors(file))
-                state.merge(other)
+                if other is not state:
+                    state.merge(other)
 
     def is_due(self, before: int, now: int) -> bool:
         """Whether to save between two counts of tokens."""
