@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .assets import default_host
     from .evaluation import evaluate
     from .features import top_features
+    from .features.index import FeatureIndex
     from .hooks import HookPoint, capture, edit, read, splice
     from .hub import load_features, load_saes, push_features
     from .models import (
@@ -35,6 +36,7 @@ _MODULES = {
     "ActivationStream": "activations",
     "AutoSAE": "models",
     "AutoTranscoder": "models",
+    "FeatureIndex": "features.index",
     "HookPoint": "hooks",
     "JumpReLUConfig": "models",
     "JumpReLUSAE": "models",
@@ -63,6 +65,7 @@ __all__ = [
     "ActivationStream",
     "AutoSAE",
     "AutoTranscoder",
+    "FeatureIndex",
     "HookPoint",
     "JumpReLUConfig",
     "JumpReLUSAE",

@@ -23,6 +23,7 @@ EXPECTED = {
     "StandardSAE",
     "JumpReLUConfig",
     "JumpReLUSAE",
+    "FeatureIndex",
     "HookPoint",
     "capture",
     "edit",

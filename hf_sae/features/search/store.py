@@ -17,6 +17,7 @@ from .file import DATABASE, OWNERS, VECTORS
 from .filters import Filters
 from .hits import Hit, Reason
 from .rows import CLOSE, OPEN, folded
+from .scripts import joined
 from .terms import Terms
 
 
@@ -87,7 +88,10 @@ class Store:
         Words that more than 20,000 features have tell little apart and are left out; of a label the rarest stays in any case.
         """
         terms = terms.within(self.frequent.get(table, {}), BUDGET, least=int(table == "labels"))
-        found: list[int] = []
+        found = self._best(terms, filters, limit) if table == "labels" else []
+        if len(found) >= limit:
+            return found
+        found = []
         condition, values = self.condition(filters)
         # CROSS JOIN: the full-text table decides what is looked at, the filter is applied to it
         joined = "" if condition == "1" else f"CROSS JOIN features ON features.id = {table}.rowid"
@@ -101,6 +105,13 @@ class Store:
             if len(found) >= limit:
                 break
         return found[:limit]
+
+    def _best(self, terms: Terms, filters: Filters, limit: int) -> list[int]:
+        """The first features by a frequent word of labels, in the order that was kept; fewer where the filter leaves few."""
+        if len(terms.terms) != 1 or len(stems := terms.stems()[0]) != 1 or stems[0] not in self.frequent.get("labels", {}):
+            return []
+        rows = self.rows("SELECT id FROM best WHERE term = ? ORDER BY place", stems)
+        return self.first([number for (number,) in rows], filters, limit)
 
     def promoting(self, token: str, filters: Filters, limit: int) -> dict[int, tuple[str, float]]:
         """Features that promote a token, and by how much: the token itself first, then other spaces and upper case."""
@@ -166,7 +177,7 @@ class Store:
 def _marked(text: str) -> tuple[str, tuple[tuple[int, int], ...]]:
     """Text without marks, and where they were."""
     out, spans = "", []
-    for place, part in enumerate(text.split(OPEN)):
+    for place, part in enumerate(joined(text).split(OPEN)):
         inside, closed, rest = part.partition(CLOSE)
         if place and closed:
             spans.append((len(out), len(out) + len(inside)))
