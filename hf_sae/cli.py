@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from . import __version__
-from .commands import check, convert, demo, diff, features, inspect, publish, search, steer, train
+from .commands import check, convert, demo, diff, features, inspect, neuronpedia, publish, search, steer, train
 from .commands import evaluate as evaluation
 from .commands.console import paragraph
 
@@ -34,6 +34,7 @@ app.command("diff")(diff.diff)
 app.command("convert")(convert.convert)
 app.command("info")(inspect.info)
 app.command("features")(features.features)
+app.command("neuronpedia")(neuronpedia.neuronpedia)
 app.command("search")(search.search)
 app.command("steer")(steer.steer)
 app.command("hooks")(inspect.hooks)

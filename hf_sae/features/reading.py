@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from ..access import explained
 from ..conversion.files import Files, open_files
 from ..errors import CheckpointError, DataError
-from .checks import TableChecker, check_features
+from .checks import CrossChecker, TableChecker, check_features
 from .manifest import MANIFEST, EmbeddingModel, Manifest, SAESource, Shard
 from .record import FeatureRecord
 from .schema import TABLES, Table, check_schema, table_of
@@ -177,17 +177,20 @@ class FeatureDataset:
             return [self._files.path(shard.file) for name in TABLES for shard in self.manifest.shards.get(name, ())]
 
     def validate(self) -> None:
-        """Reads everything and checks it.
+        """Reads everything and checks it, and whether the tables fit each other.
 
         Raises:
-            DataError: at the first thing that is not as the schema says.
+            DataError: at the first thing that is not as the schema says, a row about a feature that `features` does not have, and a
+                context that is stronger than its feature's `max_act`.
         """
         from tqdm.auto import tqdm
 
         total = sum(map(self.manifest.rows, TABLES))
         with tqdm(total=total, unit="row", unit_scale=True, desc="Checking", delay=2, leave=False) as bar:
+            across = CrossChecker(self.manifest, self.name)
             for name in TABLES:
                 for rows in self.batches(name):
+                    across.check(name, rows)
                     bar.update(rows.num_rows)
 
     def download(self) -> None:

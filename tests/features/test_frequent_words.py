@@ -69,7 +69,7 @@ def test_a_short_list_is_not_taken_for_the_whole(make: Any, monkeypatch: pytest.
     monkeypatch.setattr(file, "BEST", 10)
     expected = by_formula(labels(), "ba")
     with make(5) as index:
-        assert index.store.matching("labels", Terms(("ba",)), Filters(), 10) == expected[:10]
+        assert index.store.matching("labels", Terms(("ba",)), Filters(), 10) == [64 + n for n in expected[:10]]
         assert [hit.feature for hit in index.search("ba")] == expected[:20]
         rare = Filters(min_density=0.1)
         assert [h.feature for h in index.search("ba", filters=rare)] == [n for n in expected if n >= 100][:20]

@@ -13,7 +13,8 @@ from urllib.request import pathname2url
 import numpy as np
 
 from ...errors import DataError
-from .file import DATABASE, OWNERS, VECTORS
+from .cache import hold
+from .file import DATABASE, OWNERS, STAMP, VECTORS
 from .filters import Filters
 from .hits import Hit, Reason
 from .rows import CLOSE, OPEN, folded
@@ -34,6 +35,7 @@ class Store:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._used = hold(folder / STAMP)
         self._local = threading.local()
         self._open: list[sqlite3.Connection] = []
         self._lock = threading.Lock()
@@ -51,6 +53,7 @@ class Store:
     def close(self) -> None:
         """Closes the file in all threads."""
         with self._lock:
+            self._used.close()
             for connection in self._open:
                 connection.close()
             self._open = []
