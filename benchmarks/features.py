@@ -51,7 +51,13 @@ def measure(n_tokens: int, d_sae: int, save_tokens: int | None) -> dict[str, flo
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         found = harvesting.harvest(
-            sae, host, tokenizer, stdlib_corpus("train"), Path(folder) / "features", n_tokens=n_tokens, save_tokens=save_tokens
+            sae,
+            host,
+            tokenizer,
+            stdlib_corpus("train"),
+            Path(folder) / "features",
+            n_tokens=n_tokens,
+            save_tokens=save_tokens,
         )
         size = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
         read = found.data["n_tokens"]
@@ -89,7 +95,12 @@ def markdown(runs: list[dict[str, float]], d_sae: int, machine: str) -> str:
     ]
     for run in runs:
         kept = "yes" if run["peak"] < LIMIT else "no"
-        cells = [f"{run['tokens']:,}", f"{run['saves']}", f"{run['pass_s']:.0f}", f"{run['tokens'] / run['pass_s']:,.0f}"]
+        cells = [
+            f"{run['tokens']:,}",
+            f"{run['saves']}",
+            f"{run['pass_s']:.0f}",
+            f"{run['tokens'] / run['pass_s']:,.0f}",
+        ]
         cells += [f"{run['write_s']:.0f}", f"{run['live']:,}", f"{run['dataset'] / 2**20:.0f}"]
         lines.append("| " + " | ".join([*cells, f"{run['peak'] / 2**30:.2f}", kept]) + " |")
     last = runs[-1]

@@ -30,7 +30,9 @@ def neuronpedia(
     release: Annotated[str | None, typer.Option(help="Id of the release. Default: the name of FEATURES.")] = None,
     title: Annotated[str | None, typer.Option(help="Title of the release. Default: its id.")] = None,
     creator: Annotated[str, typer.Option(help="Author, as shown.")] = "unknown",
-    creator_id: Annotated[str | None, typer.Option(help="Neuronpedia's id of the account. Default: the author.")] = None,
+    creator_id: Annotated[
+        str | None, typer.Option(help="Neuronpedia's id of the account. Default: the author.")
+    ] = None,
     url: Annotated[str | None, typer.Option(help="Of a paper or page.")] = None,
     revision: Revision = None,
     as_json: Json = False,
@@ -64,7 +66,9 @@ def neuronpedia(
     for sae_id, source in sources.items():
         folders[sae_id] = str(export_neuronpedia(dataset, sae_id, source, output_dir))
         console.show(f"{sae_id}: {folders[sae_id]}")
-    console.finish({"folders": folders}, "send the folders to Neuronpedia, or import them into an instance of your own")
+    console.finish(
+        {"folders": folders}, "send the folders to Neuronpedia, or import them into an instance of your own"
+    )
 
 
 def _chosen(dataset: FeatureDataset, wanted: list[str] | None) -> list[str]:
@@ -84,7 +88,11 @@ def _layer(sae_id: str, about: SAESource) -> int:
     from ..features.search.filters import layer_of
 
     found = layer_of(about.hook_in)
-    return found if found is not None else fail(f"the place of {sae_id!r} ({about.hook_in}) has no layer: give --layer 8.")
+    return (
+        found
+        if found is not None
+        else fail(f"the place of {sae_id!r} ({about.hook_in}) has no layer: give --layer 8.")
+    )
 
 
 def _source_set(about: SAESource) -> str:

@@ -114,7 +114,9 @@ class ContextPool:
     def _slots(self, priorities: Tensor) -> Tensor:
         """Makes room for the windows with these numbers; the place of each in the pool, -1 where it is not in it."""
         least = self.priorities[0] if len(self.priorities) == self.size else -1.0
-        best = torch.cat([self.priorities, priorities[priorities >= least]]).unique()[-self.size :].clone()  # ascending
+        best = (
+            torch.cat([self.priorities, priorities[priorities >= least]]).unique()[-self.size :].clone()
+        )  # ascending
         if len(best) != len(self.priorities) or not torch.equal(best, self.priorities):
             place = torch.searchsorted(best, self.priorities)
             stays = best[place] == self.priorities

@@ -192,7 +192,9 @@ class SavedPass:
         path = self.folder / file["file"]
         try:
             if _sha256(path) != file["sha256"]:
-                raise DataError(f"{str(path)!r} is not what was saved: start afresh with overwrite=True (--overwrite).")
+                raise DataError(
+                    f"{str(path)!r} is not what was saved: start afresh with overwrite=True (--overwrite)."
+                )
             return load_file(path)
         except (OSError, SafetensorError) as error:
             raise DataError(f"{str(path)!r} cannot be read: {error}. Start afresh with overwrite=True.") from error

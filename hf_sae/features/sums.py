@@ -19,7 +19,9 @@ class ExactSums:
     """
 
     def __init__(self, n: int) -> None:
-        self.words = torch.zeros(n, _WORDS, dtype=torch.long)  # the lowest first; each below 2**32, the last has the sign
+        self.words = torch.zeros(
+            n, _WORDS, dtype=torch.long
+        )  # the lowest first; each below 2**32, the last has the sign
 
     def add(self, rows: Tensor, values: Tensor) -> None:
         """Adds values.

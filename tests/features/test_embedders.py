@@ -43,7 +43,9 @@ def sentences(folder: Path) -> Embedder:
     reason = "sentence-transformers is not installed: pip install sentence-transformers"
     module: Any = pytest.importorskip("sentence_transformers", reason=reason)
     parts: Any = pytest.importorskip("sentence_transformers.models", reason=reason)
-    module.SentenceTransformer(modules=[parts.StaticEmbedding(tokenizer(), embedding_weights=vectors())]).save(str(folder))
+    module.SentenceTransformer(modules=[parts.StaticEmbedding(tokenizer(), embedding_weights=vectors())]).save(
+        str(folder)
+    )
     return SentenceEmbedder(str(folder))
 
 

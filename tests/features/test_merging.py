@@ -97,7 +97,11 @@ def test_a_state_that_was_put_away_goes_on_where_it_was():
 
 def test_states_of_different_kinds_are_refused():
     state = LatentState(LATENTS, COUNTS, seed=3)
-    for other in (LatentState(LATENTS, COUNTS, 4), LatentState(9, COUNTS, 3), LatentState(LATENTS, ExampleCounts(), 3)):
+    for other in (
+        LatentState(LATENTS, COUNTS, 4),
+        LatentState(9, COUNTS, 3),
+        LatentState(LATENTS, ExampleCounts(), 3),
+    ):
         with pytest.raises(ValueError, match="cannot be merged"):
             state.merge(other)
 

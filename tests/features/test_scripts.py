@@ -30,7 +30,9 @@ CONTEXT = "我们在北京大学学习中文"
 @pytest.fixture
 def index(tmp_path: Path) -> Any:
     with FeatureWriter(tmp_path / "d", SAES) as writer:
-        writer.append("features", [feature(index=i, text="", pos_tokens=[], pos_token_ids=[], pos_logits=[]) for i in range(8)])
+        writer.append(
+            "features", [feature(index=i, text="", pos_tokens=[], pos_token_ids=[], pos_logits=[]) for i in range(8)]
+        )
         writer.append("examples", [example(index=7, text=CONTEXT)])
         writer.append("explanations", [explanation(index=i, text=text) for i, text in LABELS.items()])
     with FeatureIndex.open(FeatureDataset.open(tmp_path / "d"), tmp_path / "c", WordsOnly()) as index:

@@ -22,7 +22,7 @@ from hf_sae.features.saved_pass import PROGRESS
 from .test_harvest import COUNTS, HOST, OPTIONS, TABLE, TEXTS, TOKENIZER, gather, make_sae
 
 
-SCRIPT = '''
+SCRIPT = """
 import os, signal, sys, time
 from pathlib import Path
 from accelerate import Accelerator
@@ -50,7 +50,7 @@ saes = {"a": first, "b": make_sae(TABLE.flip(1))}
 harvest(saes, HOST, TOKENIZER, TEXTS, folder, n_tokens=10**6, examples=COUNTS, **OPTIONS,
         accelerator=accelerator, save_tokens=300, resume=mode == "resume")
 print("done", file=sys.stderr)
-'''
+"""
 
 
 def start(folder: Path, mode: str, processes: int) -> subprocess.Popen[str]:
@@ -94,9 +94,7 @@ def test_a_process_that_dies_stops_the_others_and_two_go_on_where_they_were(whol
     assert {(file["rank"], file["sae"]) for file in facts["files"]} == {(0, "a"), (0, "b"), (1, "a"), (1, "b")}
     # one process goes on with what two had saved
     saes = {"a": make_sae(TABLE), "b": make_sae(TABLE.flip(1))}
-    harvest(
-        saes, HOST, TOKENIZER, TEXTS, tmp_path / "out", n_tokens=10**6, examples=COUNTS, **OPTIONS, resume=True
-    )
+    harvest(saes, HOST, TOKENIZER, TEXTS, tmp_path / "out", n_tokens=10**6, examples=COUNTS, **OPTIONS, resume=True)
     assert contents(tmp_path / "out") == contents(whole)
     assert not (tmp_path / "out.unfinished").exists()
 
@@ -198,7 +196,7 @@ def test_damaged_states_are_refused(unfinished: Path):
         [],
     ):
         (folder / PROGRESS).write_text(json.dumps(wrong))
-        with pytest.raises(DataError, match="cannot be read|another version|was begun with"):
+        with pytest.raises(DataError, match=r"cannot be read|another version|was begun with"):
             gather(unfinished, resume=True)
     (folder / PROGRESS).write_text("{")
     with pytest.raises(DataError, match="cannot be read"):

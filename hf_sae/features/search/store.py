@@ -111,7 +111,11 @@ class Store:
 
     def _best(self, terms: Terms, filters: Filters, limit: int) -> list[int]:
         """The first features by a frequent word of labels, in the order that was kept; fewer where the filter leaves few."""
-        if len(terms.terms) != 1 or len(stems := terms.stems()[0]) != 1 or stems[0] not in self.frequent.get("labels", {}):
+        if (
+            len(terms.terms) != 1
+            or len(stems := terms.stems()[0]) != 1
+            or stems[0] not in self.frequent.get("labels", {})
+        ):
             return []
         rows = self.rows("SELECT id FROM best WHERE term = ? ORDER BY place", stems)
         return self.first([number for (number,) in rows], filters, limit)
