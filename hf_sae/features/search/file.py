@@ -62,6 +62,7 @@ CREATE INDEX by_sae ON features (sae, feature);
 CREATE INDEX by_density ON features (density);
 CREATE INDEX by_score ON features (score);
 CREATE INDEX by_token ON tokens (folded, logit DESC, id);
+CREATE INDEX by_spelling ON tokens (folded, token, logit DESC, id);
 """
 _TEXTS = ("labels", "examples", "promoted")
 

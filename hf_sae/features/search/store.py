@@ -125,10 +125,13 @@ class Store:
         condition, values = self.condition(filters)
         joined = "" if condition == "1" else "CROSS JOIN features ON features.id = tokens.id"
         found: dict[int, tuple[str, float]] = {}
-        for sign in ("=", "<>"):
+        # a token is searched for as it is in one index; where it fills the list, the others need not be gone through
+        for sign, index in (("=", "by_spelling"), ("<>", "by_token")):
+            if len(found) >= limit:
+                break
             # in the order of an index, so that only what is wanted is read; a feature may list " Paris" and "paris"
             rows = self.rows(
-                f"SELECT tokens.id, token, logit FROM tokens {joined} WHERE folded = ? AND token {sign} ? AND {condition} "
+                f"SELECT tokens.id, token, logit FROM tokens INDEXED BY {index} {joined} WHERE folded = ? AND token {sign} ? AND {condition} "
                 "ORDER BY logit DESC, tokens.id LIMIT ?",
                 [folded(token), token, *values, 4 * limit],
             )
