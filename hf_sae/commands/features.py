@@ -41,9 +41,7 @@ def features(
     random: Annotated[int, typer.Option(min=0, help="Random contexts kept of each latent.")] = 10,
     window: Annotated[int, typer.Option(min=0, help="Tokens shown on each side of a peak.")] = 12,
     seed: Annotated[int, typer.Option(help="Of data order and random contexts.")] = 0,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a feature dataset, or an unfinished pass, that is there.")
-    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there, unfinished or not.")] = False,
     save_tokens: Annotated[
         int, typer.Option(min=0, help="Tokens between two saves, from which --resume goes on; 0 saves nothing.")
     ] = 1_000_000,
