@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .evaluation import evaluate
     from .features import top_features
     from .features.explaining import explain_features
+    from .features.index import FeatureIndex
     from .hooks import HookPoint, capture, edit, read, splice
     from .hub import load_features, load_saes, push_features
     from .models import (
@@ -36,6 +37,7 @@ _MODULES = {
     "ActivationStream": "activations",
     "AutoSAE": "models",
     "AutoTranscoder": "models",
+    "FeatureIndex": "features.index",
     "HookPoint": "hooks",
     "JumpReLUConfig": "models",
     "JumpReLUSAE": "models",
@@ -65,6 +67,7 @@ __all__ = [
     "ActivationStream",
     "AutoSAE",
     "AutoTranscoder",
+    "FeatureIndex",
     "HookPoint",
     "JumpReLUConfig",
     "JumpReLUSAE",

@@ -14,7 +14,21 @@ from typing import Annotated
 import typer
 
 from . import __version__
-from .commands import check, convert, demo, diff, explain, features, inspect, publish, search, space, steer, train
+from .commands import (
+    check,
+    convert,
+    demo,
+    diff,
+    explain,
+    features,
+    inspect,
+    neuronpedia,
+    publish,
+    search,
+    space,
+    steer,
+    train,
+)
 from .commands import evaluate as evaluation
 from .commands.console import paragraph
 
@@ -35,6 +49,7 @@ app.command("convert")(convert.convert)
 app.command("info")(inspect.info)
 app.command("features")(features.features)
 app.command("explain")(explain.explain)
+app.command("neuronpedia")(neuronpedia.neuronpedia)
 app.command("search")(search.search)
 app.command("steer")(steer.steer)
 app.add_typer(space.app, name="space")

@@ -41,7 +41,11 @@ def features(
     random: Annotated[int, typer.Option(min=0, help="Random contexts kept of each latent.")] = 10,
     window: Annotated[int, typer.Option(min=0, help="Tokens shown on each side of a peak.")] = 12,
     seed: Annotated[int, typer.Option(help="Of data order and random contexts.")] = 0,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a feature dataset that is there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there, unfinished or not.")] = False,
+    save_tokens: Annotated[
+        int, typer.Option(min=0, help="Tokens between two saves, from which --resume goes on; 0 saves nothing.")
+    ] = 1_000_000,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where a run that was stopped last saved.")] = False,
     revision: Revision = None,
     as_json: Json = False,
 ) -> None:
@@ -50,11 +54,15 @@ def features(
     Several autoencoders of one host share the pass over the text.
 
     Example: `hf-sae features ./sae --output-dir ./sae-features --n-tokens 200000`
+
+    On several devices: `accelerate launch -m hf_sae features …`
     """
+    from accelerate import Accelerator
+
     from ..features.harvest import harvest
     from ..features.latent_state import ExampleCounts
 
-    console = Console(as_json)
+    console, process = Console(as_json), Accelerator()  # before the host: it chooses this process's device
     saes, model, tokenizer = _load(_places(repos, subfolder or []), host, revision)
     found = harvest(
         saes,
@@ -70,7 +78,15 @@ def features(
         split=split,
         seed=seed,
         overwrite=overwrite,
+        accelerator=process,
+        save_tokens=save_tokens or None,
+        resume=resume,
     )
+    if process.is_main_process:
+        _conclude(console, found, output_dir)
+
+
+def _conclude(console: Console, found: FeatureDataset, output_dir: Path) -> None:
     summary = _summary(found)
     console.show(_table(summary))
     console.show(f"\nRead {found.data['n_tokens']:,} tokens; wrote {output_dir}.")

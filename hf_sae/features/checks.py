@@ -15,7 +15,7 @@ from .schema import EMBEDDINGS, EXAMPLES, FEATURES, KINDS, Table, check_schema
 
 MAX_LIST = 1 << 20  # entries of one list
 LATENTS = ("nn_idx", "coact_idx")  # indices of other latents of the same autoencoder
-NORM_TOLERANCE = 1e-3
+NORM_TOLERANCE, MAX_TOLERANCE = 1e-3, 1e-5
 Numbers = np.ndarray
 
 
@@ -136,6 +136,68 @@ class TableChecker:
     def _refuse(self, wrong: Numbers, why: str) -> None:
         if wrong.any():
             raise DataError(f"{self.where}, row {self.rows + int(wrong.argmax())}: {why}.")
+
+
+class CrossChecker:
+    """Whether the tables of a dataset fit each other; memory is 5 bytes for each latent.
+
+    The rows of `features` have to come first.
+
+    Args:
+        manifest ([`Manifest`]): says which autoencoders there are.
+        name (`str`): of the dataset, for errors.
+    """
+
+    def __init__(self, manifest: Manifest, name: str) -> None:
+        self.name, widths = name, {sae_id: source.d_sae for sae_id, source in manifest.saes.items()}
+        self.known = {sae_id: np.zeros(width, dtype=bool) for sae_id, width in widths.items()}
+        self.most = {sae_id: np.zeros(width, dtype=np.float32) for sae_id, width in widths.items()}
+
+    def check(self, table: str, rows: pa.Table) -> None:
+        """Takes in rows that [`TableChecker`] has passed.
+
+        Raises:
+            DataError: for a row about a feature that `features` does not have, and a context that is stronger than the maximum.
+        """
+        feature, coded = _numbers(rows, "feature"), _whole(rows, "sae_id").dictionary_encode()
+        code = coded.indices.to_numpy(zero_copy_only=False)
+        strongest = _strongest(rows) if table == EXAMPLES.name else None
+        for number, sae_id in enumerate(coded.dictionary.to_pylist()):
+            here = code == number
+            if table == FEATURES.name:
+                self.known[sae_id][feature[here]] = True
+                self.most[sae_id][feature[here]] = np.abs(_numbers(rows, "max_act")[here])
+                continue
+            missing = here & ~_at(self.known[sae_id], feature, here)
+            if missing.any():
+                raise DataError(
+                    f"table {table!r} of {self.name!r} is about feature {int(feature[missing.argmax()])} of {sae_id!r}, which the "
+                    "table 'features' does not have: write both from one harvest, or leave such rows out."
+                )
+            if strongest is not None:
+                above = here & (strongest > _at(self.most[sae_id], feature, here) * (1 + MAX_TOLERANCE))
+                if above.any():
+                    place = int(above.argmax())
+                    raise DataError(
+                        f"a context of feature {int(feature[place])} of {sae_id!r} in {self.name!r} has an activation of "
+                        f"{strongest[place]:.6g}, and its max_act in 'features' is "
+                        f"{self.most[sae_id][feature[place]]:.6g}: the two tables are of different harvests. Harvest again."
+                    )
+
+
+def _at(values: Numbers, feature: Numbers, here: Numbers) -> Numbers:
+    """`[rows]`: the value of each feature where `here`, else 0."""
+    out = np.zeros(len(feature), dtype=values.dtype)
+    out[here] = values[feature[here]]
+    return out
+
+
+def _strongest(rows: pa.Table) -> Numbers:
+    """`[rows]`: the size of the strongest activation of each context, 0 of one that does not fire or is empty."""
+    acts, lengths = np.abs(_items(rows, "acts")), _lengths(rows, "acts")
+    out = np.zeros(rows.num_rows, dtype=np.float32)
+    np.maximum.at(out, np.arange(rows.num_rows).repeat(lengths), acts)
+    return out
 
 
 def check_features(rows: pa.Table, manifest: Manifest, where: str) -> None:

@@ -53,6 +53,10 @@ class PairTable:
             keys = torch.minimum(first, second) * self.d_sae + torch.maximum(first, second)
             self.counts.scatter_add_(0, keys, torch.ones_like(keys, dtype=torch.int32))
 
+    def merge(self, other: PairTable) -> None:
+        """Adds the counts of other text."""
+        self.counts += other.counts
+
     def partners(self, latents: Tensor, n: int) -> tuple[Tensor, Tensor]:
         """The `n` latents that fire most often together with each of `latents` `[m]`, and on how many tokens.
 
@@ -80,12 +84,12 @@ class FrequentPairs:
         """As in [`PairTable.add`]."""
         for first, second in _pairs(tokens, latents):
             fresh = torch.cat([first * self.d_sae + second, second * self.d_sae + first])
-            keys, counts = fresh.unique(return_counts=True)
-            keys, place = torch.cat([self.keys, keys]).unique(return_inverse=True)
-            self.counts = torch.zeros_like(keys).scatter_add_(0, place, torch.cat([self.counts, counts]))
-            self.keys = keys
-            if len(keys) > 2 * self.kept * self.d_sae:
-                self._forget()
+            self._add(*fresh.unique(return_counts=True))
+
+    def merge(self, other: FrequentPairs) -> None:
+        """Adds the counts of other text: exact as long as neither has forgotten a pair."""
+        self.exact = self.exact and other.exact
+        self._add(other.keys, other.counts)
 
     def partners(self, latents: Tensor, n: int) -> tuple[Tensor, Tensor]:
         """As in [`PairTable.partners`]."""
@@ -94,6 +98,13 @@ class FrequentPairs:
         for row, (start, end) in enumerate(bounds.T.tolist()):
             table[row, self.keys[start:end] % self.d_sae] = self.counts[start:end]
         return _most(table, n)
+
+    def _add(self, keys: Tensor, counts: Tensor) -> None:
+        keys, place = torch.cat([self.keys, keys]).unique(return_inverse=True)
+        self.counts = torch.zeros_like(keys).scatter_add_(0, place, torch.cat([self.counts, counts]))
+        self.keys = keys
+        if len(keys) > 2 * self.kept * self.d_sae:
+            self._forget()
 
     def _forget(self) -> None:
         order = self.counts.sort(descending=True, stable=True).indices

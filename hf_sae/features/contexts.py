@@ -2,6 +2,8 @@
 
 * What is kept does not grow with the number of tokens read: per latent some windows and a count.
 * Equal windows count once: the header of a licence that stands in a thousand files is one example.
+* What is kept depends neither on the order of the text nor on how it was split: of contexts with equal priority the one
+  of the earlier record comes first.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
 
 ABSENT = -1
+_COLUMNS_AT_ONCE = 1024
 _MULTIPLIER = 0x9E3779B97F4A7C15 - 2**64  # odd, so that its powers are distinct modulo 2**64
 
 
@@ -67,8 +70,8 @@ class ContextStore:
             return
         peaks = _peaks(_contexts(batch), tokens, columns, values)
         priorities = self._priorities(batch, tokens[peaks], columns[peaks], values[peaks])
-        # most contexts come after what is kept already
-        better = priorities > self.priorities[columns[peaks], -1]
+        # most contexts come after what is kept already; of equals, the earlier record may be the new one
+        better = priorities >= self.priorities[columns[peaks], -1]
         peaks, priorities = peaks[better], priorities[better]
         where = windows_around(batch, tokens[peaks], self.window)
         # one sorted key per non-zero latent finds the activations of a latent along its window
@@ -80,6 +83,17 @@ class ContextStore:
         activations = torch.where(hit, values[order[found]], 0.0)
         documents = batch.documents.flatten()[tokens[peaks]]
         self._merge(columns[peaks], priorities, values[peaks], documents, ids_at(batch, where), activations)
+
+    def merge(self, other: ContextStore) -> None:
+        """Takes in what another store of the same latents and sizes kept of other text."""
+        self.tokens += other.tokens
+        self.fired += other.fired
+        for part in torch.arange(len(self.latents)).split(_COLUMNS_AT_ONCE):
+            there = (other.priorities[part] > 0).nonzero()
+            columns, ranks = part[there[:, 0]], there[:, 1]
+            kept = (other.priorities, other.values, other.documents, other.windows, other.activations)
+            if len(columns):
+                self._merge(columns, *(tensor[columns, ranks] for tensor in kept))
 
     def without_silent(self) -> ContextStore:
         """The store itself, after forgetting the latents that never fired."""
@@ -112,8 +126,12 @@ class ContextStore:
         documents = torch.cat([self.documents[touched].flatten(), documents])
         ids = torch.cat([self.windows[touched].flatten(0, 1), ids])
         activations = torch.cat([self.activations[touched].flatten(0, 1), activations])
-        # stable sorts, least important key first: by group, highest first, and what was there before the new
-        order = priorities.sort(descending=True, stable=True).indices
+        # stable sorts, least important key first: by group, highest first, earlier records first, and last by content
+        salt = torch.zeros(len(ids), dtype=torch.long)
+        order = window_hashes(torch.cat([activations, values[:, None]], dim=1).view(torch.int32), salt).sort().indices
+        order = order[window_hashes(ids, salt)[order].sort(stable=True).indices]
+        order = order[documents[order].sort(stable=True).indices]
+        order = order[priorities[order].sort(descending=True, stable=True).indices]
         order = order[group[order].sort(stable=True).indices]
         order = order[_first_of_each(group[order], ids[order])]
         rank = rank_in(group[order])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,27 +12,30 @@ from tqdm.auto import tqdm
 
 from ..activations.reading import HostReader
 from ..corpus import stdlib_files
-from ..data import TokenBatch
-from ..errors import DataError, HookPointError
+from ..errors import HookPointError
 from ..evaluation.core import DEFAULT_CONTEXT, recorded
 from ..evaluation.passes import inference
-from ..evaluation.samples import EvalBatch, open_source, place_positions, trim
-from ..hosts.fingerprints import warn_of_another_host
+from ..evaluation.samples import open_source
+from ..hosts import unwrap
+from ..hosts.fingerprints import fingerprint, warn_of_another_host
+from .corpus_pass import CorpusPass, weights_sha256
 from .harvest_rows import Gathered, Rows, TokenTexts
 from .latent_state import ExampleCounts, LatentState
 from .logit_effects import LogitEffects
 from .manifest import SAESource
 from .neighbours import DecoderNeighbours
+from .ranks import Ranks
+from .saved_pass import SavedPass
 from .writing import FeatureWriter
 
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from ..models.modeling_sae import SAE
     from .reading import FeatureDataset
 
-_ENTRIES_AT_ONCE = 1 << 25  # of dense latents, which some encoders make on the way
 _LATENTS_AT_ONCE = 256  # rows that are made before they are written
 EXACT, AT_LEAST = "exact", "at least: rare pairs were forgotten on the way"
 
@@ -55,6 +59,9 @@ def harvest(
     seed: int = 0,
     overwrite: bool = False,
     progress: bool = True,
+    accelerator: Accelerator | None = None,
+    save_tokens: int | None = 1_000_000,
+    resume: bool = False,
 ) -> FeatureDataset:
     """Reads text once and writes a feature dataset: statistics, contexts, logit effects and related latents.
 
@@ -71,7 +78,7 @@ def harvest(
       ([`hf_sae.features.logit_effects`]), or why there are none.
 
     Nothing depends on `batch_size`. Memory does not grow with `n_tokens`: per latent
-    `(top + reservoir) * (20 + 8 * (2 * window + 1)) + pool + 2128` bytes and for co-activation `4 * d_sae` up to 16,384
+    `(top + reservoir) * (20 + 8 * (2 * window + 1)) + pool + 2200` bytes and for co-activation `4 * d_sae` up to 16,384
     latents, 4096 beyond ([`kept_bytes`][hf_sae.features.latent_state.kept_bytes]): 1.4 GB for 16,384 latents by default.
     Beside it stand one batch (some hundred bytes for each non-zero latent of it) and, while a batch is merged, copies
     of the contexts that change.
@@ -91,19 +98,29 @@ def harvest(
         seed (`int`): of the order of documents and of the random contexts.
         overwrite (`bool`): replace a feature dataset that is there.
         progress (`bool`): show bars.
+        accelerator (`Accelerator`, *optional*): its processes share the pass, and every one of them has to make this call, with
+            its own copy of the host on its device and a folder that all of them see. The dataset is that of one process.
+        save_tokens (`int`, *optional*): tokens between two saves of what was gathered, in `{folder}.unfinished`, which is
+            removed at the end; `None` saves nothing. Each needs the memory stated above once more on disk, for a moment twice.
+        resume (`bool`): go on from what was saved, by any number of processes; where nothing was, from the beginning. The
+            text is tokenised again up to there and compared. The dataset is that of a run that was not interrupted.
 
     Returns:
         [`FeatureDataset`]: of the folder.
 
     Raises:
-        ValueError: for `n_tokens` below 1, and counts that are negative.
+        ValueError: for `n_tokens` or `save_tokens` below 1, and counts that are negative.
         HookPointError: if the host has no such place, or it has another width.
-        DataError: if the dataset has no tokens, an activation is not finite, or the folder holds something else.
+        DataError: if the dataset has no tokens, an activation is not finite, the folder holds something else, an unfinished pass
+            is there and neither `resume` nor `overwrite` given, what was saved is of another pass, or a process has ended.
     """
-    if n_tokens < 1 or min(n_logits, n_related) < 0:
-        raise ValueError(f"n_tokens={n_tokens}, n_logits={n_logits}, n_related={n_related}: give at least 1, 0 and 0.")
+    if n_tokens < 1 or min(n_logits, n_related) < 0 or (save_tokens is not None and save_tokens < 1):
+        raise ValueError(
+            f"n_tokens={n_tokens}, save_tokens={save_tokens}, n_logits={n_logits}, n_related={n_related}: give at least 1, 1 or "
+            "None, 0 and 0."
+        )
     named = dict(saes) if isinstance(saes, Mapping) else {"sae": saes}
-    counts = examples or ExampleCounts()
+    counts, ranks = examples or ExampleCounts(), Ranks(accelerator)
     FeatureWriter(folder, {name: SAESource.of(sae) for name, sae in named.items()}, overwrite=overwrite)  # may refuse
     reader = _reader(named, host, tokenizer)
     context_length = context_length or recorded(named, "context_length", DEFAULT_CONTEXT)
@@ -111,26 +128,24 @@ def harvest(
     reader.check_length(context_length)
     options = {"batch_size": batch_size, "positions": positions, "column": column, "split": split, "seed": seed}
     source, info = open_source(dataset, tokenizer, context_length=context_length, **options)
+    settings = {
+        "the autoencoders": {name: weights_sha256(sae) for name, sae in named.items()},
+        "the host": [fingerprint(unwrap(host), tokenizer), weights_sha256(host, sampled=True)],
+        "the data": info,
+        "the options": [context_length, batch_size, seed, asdict(counts)],
+    }
+    saved = SavedPass(folder, settings, ranks, save_tokens)
+    begun = saved.begin(resume, overwrite, n_tokens)
     states = {name: LatentState(sae.config.d_sae, counts, seed) for name, sae in named.items()}
+    saved.load(states)
     with inference(host, *named.values()):
-        read = _read(source, reader, named, states, n_tokens, progress)
-        effects = {name: LogitEffects(sae, host, len(tokenizer)) for name, sae in named.items()}
-        data = info | {"n_tokens": read, "context_length": context_length, "seed": seed, "window": counts.window}
-        data |= {
-            "logit_effects": _said({name: effect.note for name, effect in effects.items()}),
-            "coactivation": _said({n: EXACT if state.pairs.exact else AT_LEAST for n, state in states.items()}),
-        }
-        sources = {name: SAESource.of(sae, n_tokens=read) for name, sae in named.items()}
-        with FeatureWriter(folder, sources, data=data, overwrite=overwrite) as writer:
+        read = CorpusPass(source, reader, named, states, ranks, saved).run(n_tokens, begun, progress)
+        if ranks.is_first:
+            data = info | {"n_tokens": read, "context_length": context_length, "seed": seed, "window": counts.window}
             rows = Rows(TokenTexts(tokenizer), counts, n_logits, n_related, _names(dataset))
-            total = sum(state.d_sae for state in states.values())
-            with tqdm(total=total, desc="writing", unit="latent", disable=not progress) as bar:
-                for name in sorted(named):
-                    gathered = Gathered(name, states.pop(name), DecoderNeighbours(named[name].W_dec), effects[name])
-                    for latents in torch.arange(gathered.state.d_sae).split(_LATENTS_AT_ONCE):
-                        writer.append("features", rows.features(gathered, latents))
-                        writer.append("examples", rows.examples(gathered, latents))
-                        bar.update(len(latents))
+            _write(named, states, host, len(tokenizer), rows, data, folder, overwrite, progress)
+            saved.remove()
+    ranks.wait()
     from .reading import FeatureDataset
 
     return FeatureDataset.open(folder)
@@ -155,51 +170,35 @@ def _reader(saes: Mapping[str, SAE], host: PreTrainedModel, tokenizer: Any) -> H
     return reader
 
 
-def _read(
-    source: Iterator[EvalBatch],
-    reader: HostReader,
+def _write(
     saes: Mapping[str, SAE],
-    states: Mapping[str, LatentState],
-    n_tokens: int,
+    states: dict[str, LatentState],
+    host: PreTrainedModel,
+    vocabulary: int,
+    rows: Rows,
+    data: dict[str, Any],
+    folder: str | Path,
+    overwrite: bool,
     progress: bool,
-) -> int:
-    """The pass over the text; returns how many tokens were read."""
-    read = 0
-    with tqdm(total=n_tokens, desc="activations", unit="tok", disable=not progress) as bar:
-        for drawn in source:
-            batch = _tokens(trim(drawn, n_tokens - read))
-            kept = batch.keep.flatten().nonzero().squeeze(1)
-            if len(kept):
-                hidden = reader(batch, kept)
-                for name, sae in saes.items():
-                    tokens, latents, values = _encode(sae, hidden[str(sae.config.hook_in)])
-                    states[name].add(batch, kept[tokens], latents, values)
-            read += len(kept)
-            bar.update(min(read, n_tokens) - bar.n)
-            if read >= n_tokens:
-                break
-    if not read:
-        raise DataError("the dataset gave no token: it is empty, or positions= leaves nothing in.")
-    return read
-
-
-def _tokens(batch: EvalBatch) -> TokenBatch:
-    ids = batch.inputs.get("input_ids")
-    if ids is None:
-        raise DataError(f"the dataset gives {', '.join(batch.inputs)}: features are harvested from text.")
-    placed = place_positions(batch, tuple(ids.shape))
-    mask = torch.ones_like(ids) if placed.attention_mask is None else placed.attention_mask
-    return TokenBatch(ids.cpu(), mask.cpu(), placed.keep_known, placed.documents_known)
-
-
-def _encode(sae: SAE, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Row, latent and value of the non-zero latents of activations `[n, d_in]`, on the CPU, rows ascending."""
-    rows, parts = max(1, _ENTRIES_AT_ONCE // sae.config.d_sae), []
-    for start in range(0, len(hidden), rows):
-        row, latent, value = sae.encode_sparse(hidden[start : start + rows].to(sae.device)).flat()
-        parts.append((row.cpu() + start, latent.cpu(), value.cpu()))
-    row, latent, value = (torch.cat(part) for part in zip(*parts, strict=True))
-    return row, latent, value
+) -> None:
+    """The dataset; states are let go as they are written."""
+    effects = {name: LogitEffects(sae, host, vocabulary) for name, sae in saes.items()}
+    data |= {
+        "logit_effects": _said({name: effect.note for name, effect in effects.items()}),
+        "coactivation": _said({name: EXACT if state.pairs.exact else AT_LEAST for name, state in states.items()}),
+    }
+    sources = {name: SAESource.of(sae, n_tokens=data["n_tokens"]) for name, sae in saes.items()}
+    total = sum(state.d_sae for state in states.values())
+    with (
+        FeatureWriter(folder, sources, data=data, overwrite=overwrite) as writer,
+        tqdm(total=total, desc="writing", unit="latent", disable=not progress) as bar,
+    ):
+        for name in sorted(saes):
+            gathered = Gathered(name, states.pop(name), DecoderNeighbours(saes[name].W_dec), effects[name])
+            for latents in torch.arange(gathered.state.d_sae).split(_LATENTS_AT_ONCE):
+                writer.append("features", rows.features(gathered, latents))
+                writer.append("examples", rows.examples(gathered, latents))
+                bar.update(len(latents))
 
 
 def _names(dataset: Any) -> Any:

@@ -122,7 +122,7 @@ def _statistics(state: LatentState, latent: int) -> Row:
         "density": fired / state.tokens,
         "n_fired": fired,
         "max_act": float(state.maxima[latent]),
-        "mean_act": float(state.sums[latent]) / max(fired, 1),
+        "mean_act": state.sums.mean(latent, fired),
         "hist_counts": histogram.counts.tolist(),
         "hist_edges": histogram.edges.tolist(),
     }

@@ -69,6 +69,14 @@ class GrowingHistograms:
         keys = (rows * 2 + (values < 0)) * BINS + bins
         self.counts.view(-1).scatter_add_(0, keys, torch.ones_like(keys))
 
+    def merge(self, other: GrowingHistograms) -> None:
+        """Adds the counts of other values."""
+        self._grow(other.exponents)
+        wide = GrowingHistograms(len(self.exponents))
+        wide.counts, wide.exponents = other.counts.clone(), other.exponents
+        wide._grow(self.exponents)
+        self.counts += wide.counts
+
     def row(self, index: int) -> Histogram:
         """The histogram of one row."""
         positive, negative = self.counts[index].numpy()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from ..hosts.fingerprints import warn_of_another_host
 from .search import file
+from .search.cache import prune
 from .search.contrast import Moments, standardised_difference
 from .search.direction import cosines
 from .search.embedders import Embedder, HashingEmbedder, WordsOnly
@@ -56,6 +57,8 @@ class FeatureIndex:
     ) -> Self:
         """The index of a dataset from the cache; it is made where it is not there, damaged, or of other content.
 
+        Of the cache, the 16 indexes and 8 GiB that were used last are kept, and what is open.
+
         Args:
             dataset ([`FeatureDataset`]): from [`hf_sae.load_features`].
             cache_dir (`str` or `Path`, *optional*): instead of `hf_sae/index` in the cache of Hugging Face libraries.
@@ -94,6 +97,7 @@ class FeatureIndex:
         folder = _cache(cache_dir) / key[:32]
         if anew or not file.is_whole(folder, key):
             file.write(dataset, folder, key, embedder, anew)
+            prune(folder.parent, file.STAMP)
         return cls(dataset, Store(folder), embedder, note)
 
     def search(self, text: str, limit: int = 20, filters: Filters | None = None) -> Hits:

@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 from ..access import explained
 from ..conversion.files import Files, open_files
 from ..errors import CheckpointError, DataError
-from .checks import TableChecker, check_features
+from .checks import CrossChecker, TableChecker, check_features
+from .footers import check_sizes, may_hold
 from .manifest import MANIFEST, EmbeddingModel, Manifest, SAESource, Shard
 from .record import FeatureRecord
 from .schema import TABLES, Table, check_schema, table_of
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
     from ..models import SAE
 
-MAX_GROUP_ROWS, MAX_GROUP_BYTES = 1 << 17, 1 << 30  # a row group beyond it is no table of ours
 MAX_THRIFT = 100_000_000  # of a file's footer
 BATCH = 1024
 
@@ -181,17 +181,20 @@ class FeatureDataset:
             return [self._files.path(shard.file) for name in TABLES for shard in self.manifest.shards.get(name, ())]
 
     def validate(self) -> None:
-        """Reads everything and checks it.
+        """Reads everything and checks it, and whether the tables fit each other.
 
         Raises:
-            DataError: at the first thing that is not as the schema says.
+            DataError: at the first thing that is not as the schema says, a row about a feature that `features` does not have, and a
+                context that is stronger than its feature's `max_act`.
         """
         from tqdm.auto import tqdm
 
         total = sum(map(self.manifest.rows, TABLES))
         with tqdm(total=total, unit="row", unit_scale=True, desc="Checking", delay=2, leave=False) as bar:
+            across = CrossChecker(self.manifest, self.name)
             for name in TABLES:
                 for rows in self.batches(name):
+                    across.check(name, rows)
                     bar.update(rows.num_rows)
 
     def download(self) -> None:
@@ -257,9 +260,7 @@ class FeatureDataset:
             if not shard.may_hold(sae_id, index):
                 continue
             with self._parquet(shard, table) as file:
-                groups = [
-                    i for i in range(file.num_row_groups) if _may_hold(file.metadata.row_group(i), sae_id, index)
-                ]
+                groups = [i for i in range(file.num_row_groups) if may_hold(file.metadata.row_group(i), sae_id, index)]
                 for batch in file.iter_batches(batch_size=BATCH, row_groups=groups) if groups else ():
                     wanted = (pc.field("sae_id") == sae_id) & (pc.field("feature") == index)
                     found.append(pa.Table.from_batches([batch]).filter(wanted))
@@ -281,7 +282,7 @@ class FeatureDataset:
                 with pq.ParquetFile(source, metadata=footer, pre_buffer=True, **limits) as file:
                     if footer is None:
                         check_schema(table, file.schema_arrow, where)
-                        _check_sizes(file.metadata, where)
+                        check_sizes(file.metadata, where)
                         self._footers[shard.file] = file.metadata
                     yield file
             except (pa.ArrowException, UnicodeDecodeError) as error:
@@ -295,26 +296,3 @@ class FeatureDataset:
         if not whole and self._remote is not None:
             return self._remote(file)
         return self._files.path(file).open("rb")
-
-
-def _may_hold(group: pq.RowGroupMetaData, sae_id: str, index: int) -> bool:
-    """Whether a row group can hold rows of that feature, by its statistics."""
-    for column in range(group.num_columns):
-        facts = group.column(column)
-        wanted = {"sae_id": sae_id, "feature": index}.get(facts.path_in_schema)
-        stats = facts.statistics
-        if wanted is None or stats is None or not stats.has_min_max:
-            continue
-        if not stats.min <= wanted <= stats.max:
-            return False
-    return True
-
-
-def _check_sizes(footer: pq.FileMetaData, where: str) -> None:
-    for i in range(footer.num_row_groups):
-        group = footer.row_group(i)
-        if group.num_rows > MAX_GROUP_ROWS or group.total_byte_size > MAX_GROUP_BYTES:
-            raise DataError(
-                f"{where}: row group {i} has {group.num_rows:,} rows and {group.total_byte_size:,} bytes; at most "
-                f"{MAX_GROUP_ROWS:,} and {MAX_GROUP_BYTES:,} are read at once."
-            )

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ..data import TokenBatch
 
 
+_LAST = 2**63 - 1
 _MIX = (0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64)  # of the finaliser of SplitMix64
 
 
@@ -63,9 +64,15 @@ class RandomContexts(ContextStore):
         ids = ids_at(batch, windows_around(batch, peaks, self.window))
         return uniform_of(window_hashes(ids, self.latents[columns]), self.seed)
 
+    def merge(self, other: ContextStore) -> None:
+        """As in [`ContextStore`]; `other` is a [`RandomContexts`] of the same seed."""
+        super().merge(other)
+        if isinstance(other, RandomContexts):
+            self.strengths.merge(other.strengths)
+
 
 class ContextPool:
-    """A uniform sample of the different windows of the text, and which latents fire in each.
+    """A uniform sample of the different windows of the text, and which latents fire in each, wherever it stands.
 
     Args:
         d_sae (`int`): how many latents there are.
@@ -86,22 +93,46 @@ class ContextPool:
         middles = batch.keep.flatten().nonzero().squeeze(1)
         where = windows_around(batch, middles, self.window)
         ids = ids_at(batch, where)
+        # equal windows have equal numbers
         priorities = uniform_of(window_hashes(ids, torch.full((len(ids),), ABSENT)), self.seed)
-        least = self.priorities[-1] if len(self.priorities) == self.size else 0.0
-        # equal windows have equal numbers: one that is in the pool, or was seen in this batch, is left out
-        priorities, order = priorities.sort(descending=True, stable=True)
-        fresh = (priorities > least) & ~torch.isin(priorities, self.priorities)
-        fresh[1:] &= priorities[1:] != priorities[:-1]
-        priorities, order = priorities[fresh][: self.size], order[fresh][: self.size]
-        if not len(order):
+        slots = self._slots(priorities)
+        chosen = slots >= 0
+        if not chosen.any():
             return
-        fires = self._fires(where[order], batch.input_ids.numel(), tokens, latents)
-        documents = batch.documents.flatten()[middles[order]]
-        best = torch.cat([self.priorities, priorities]).sort(descending=True, stable=True).indices[: self.size]
-        self.priorities = torch.cat([self.priorities, priorities])[best]
-        self.documents = torch.cat([self.documents, documents])[best]
-        self.windows = torch.cat([self.windows, ids[order]])[best]
-        self.fires = torch.cat([self.fires, fires])[best]
+        where, ids, slots = where[chosen], ids[chosen], slots[chosen]
+        self._record(slots, ids, batch.documents.flatten()[middles[chosen]])
+        self._mark(slots, where, batch.input_ids.numel(), tokens, latents)
+
+    def merge(self, other: ContextPool) -> None:
+        """Takes in the pool of other text."""
+        slots = self._slots(other.priorities)
+        chosen = slots >= 0
+        slots = slots[chosen]
+        self._record(slots, other.windows[chosen], other.documents[chosen])
+        self.fires[slots] |= other.fires[chosen]
+
+    def _slots(self, priorities: Tensor) -> Tensor:
+        """Makes room for the windows with these numbers; the place of each in the pool, -1 where it is not in it."""
+        least = self.priorities[0] if len(self.priorities) == self.size else -1.0
+        best = (
+            torch.cat([self.priorities, priorities[priorities >= least]]).unique()[-self.size :].clone()
+        )  # ascending
+        if len(best) != len(self.priorities) or not torch.equal(best, self.priorities):
+            place = torch.searchsorted(best, self.priorities)
+            stays = best[place] == self.priorities
+            for name, empty in (("documents", _LAST), ("windows", ABSENT), ("fires", False)):
+                before = getattr(self, name)
+                after = torch.full((len(best), *before.shape[1:]), empty, dtype=before.dtype)
+                after[place[stays]] = before[stays]
+                setattr(self, name, after)
+            self.priorities = best
+        place = torch.searchsorted(best, priorities).clamp(max=len(best) - 1)
+        return torch.where(best[place] == priorities, place, -1)
+
+    def _record(self, slots: Tensor, ids: Tensor, documents: Tensor) -> None:
+        """Of equal windows, the first record that has one is named."""
+        self.windows[slots] = ids
+        self.documents.scatter_reduce_(0, slots, documents, "amin")
 
     def without(self, latent: int, n: int) -> list[int]:
         """Numbers of `n` windows of the pool in which a latent does not fire, at random; fewer where there are fewer."""
@@ -109,14 +140,12 @@ class ContextPool:
         order = uniform_of(quiet * self.d_sae + latent, self.seed).sort(descending=True, stable=True).indices
         return quiet[order[:n]].tolist()
 
-    def _fires(self, where: Tensor, size: int, tokens: Tensor, latents: Tensor) -> Tensor:
-        """`[windows, d_sae]`: which latents fire anywhere in each window."""
-        fires = torch.zeros(len(where), self.d_sae, dtype=torch.bool)
+    def _mark(self, slots: Tensor, where: Tensor, size: int, tokens: Tensor, latents: Tensor) -> None:
+        """Notes which latents fire anywhere in windows, whose positions are `where` `[n, width]`."""
         for column in where.unbind(1):  # no token stands at the same offset of two windows
-            window_of = torch.full((size,), ABSENT)
-            inside = (column != ABSENT).nonzero().squeeze(1)
-            window_of[column[inside]] = inside
-            windows = window_of[tokens]
-            hit = windows != ABSENT
-            fires[windows[hit], latents[hit]] = True
-        return fires
+            slot_of = torch.full((size,), ABSENT)
+            inside = column != ABSENT
+            slot_of[column[inside]] = slots[inside]
+            found = slot_of[tokens]
+            hit = found != ABSENT
+            self.fires[found[hit], latents[hit]] = True

@@ -6,6 +6,7 @@ import torch
 from hf_sae.data import TokenDataset
 from hf_sae.errors import DataError
 from hf_sae.features import Example, LatentExamples, describe_latent, top_contexts
+from hf_sae.features.contexts import ABSENT, window_hashes
 
 from .conftest import TEXTS
 
@@ -32,10 +33,11 @@ def expected_contexts(rows, latent, n, window):
                 continue
             peak = int(values.abs().argmax())
             around = [p for p in range(peak - window, peak + window + 1) if 0 <= p < len(ids) and here[p]]
-            found.append(
-                (float(values[peak]), tuple(ids[around].tolist()), [float(values[p]) for p in around], document)
-            )
-    found.sort(key=lambda each: -abs(each[0]))
+            padded = [int(ids[p]) if p in around else ABSENT for p in range(peak - window, peak + window + 1)]
+            tie = int(window_hashes(torch.tensor([padded]), torch.zeros(1, dtype=torch.long)))
+            shown = [float(values[p]) for p in around]
+            found.append((float(values[peak]), tuple(ids[around].tolist()), shown, document, tie))
+    found.sort(key=lambda each: (-abs(each[0]), each[3], each[4]))  # of equals the earlier record, then by a hash
     kept, seen = [], set()
     for each in found:
         if each[1] not in seen:
@@ -64,7 +66,7 @@ def test_contexts_are_those_of_brute_force(sae, host, tokenizer, sign, window) -
         assert got.maximum == pytest.approx(sign * expected[0][0], rel=1e-4)
         assert [e.token_ids for e in got.examples] == [list(e[1]) for e in expected]
         assert [e.document for e in got.examples] == [e[3] for e in expected]
-        for example, (peak, _, activations, _) in zip(got.examples, expected, strict=True):
+        for example, (peak, _, activations, *_) in zip(got.examples, expected, strict=True):
             assert example.activations[example.peak] == pytest.approx(sign * peak, rel=1e-4)
             assert example.activations == pytest.approx([sign * a for a in activations], rel=1e-4, abs=1e-5)
             assert len(example.tokens) == len(example.token_ids)

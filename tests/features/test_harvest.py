@@ -13,8 +13,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from hf_sae.data import TokenDataset
 from hf_sae.errors import DataError, HookPointError
+from hf_sae.features import corpus_pass, top_contexts
 from hf_sae.features import harvest as harvesting
-from hf_sae.features import top_contexts
 from hf_sae.features.harvest import harvest
 from hf_sae.features.latent_state import ExampleCounts, LatentState, kept_bytes
 from hf_sae.features.reading import FeatureDataset
@@ -243,7 +243,7 @@ def test_a_seed_gives_the_same_rows_whatever_the_batch_and_another_seed_others(
 
 
 def test_working_in_parts_changes_nothing(dataset: FeatureDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(harvesting, "_ENTRIES_AT_ONCE", 3 * LATENTS)
+    monkeypatch.setattr(corpus_pass, "_ENTRIES_AT_ONCE", 3 * LATENTS)
     monkeypatch.setattr(harvesting, "_LATENTS_AT_ONCE", 7)
     for module in ("neighbours", "logit_effects"):
         monkeypatch.setattr(f"hf_sae.features.{module}._BYTES_AT_ONCE", 1)
@@ -333,7 +333,7 @@ def test_a_transcoder_acts_on_what_it_writes(host: LlamaForCausalLM, tokenizer: 
 
 
 def test_what_cannot_be_written_or_read_is_refused_before_the_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(harvesting, "_read", None)  # nothing may run
+    monkeypatch.setattr(harvesting, "CorpusPass", None)  # nothing may run
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("mine")
     with pytest.raises(DataError, match="no feature dataset"):

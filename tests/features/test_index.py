@@ -79,7 +79,7 @@ def found(hits: list[Any]) -> list[tuple[str, int]]:
 def test_planted_features_are_found_first_and_say_why(index: FeatureIndex):
     (hit,) = index.search("cities")
     assert (hit.sae_id, hit.feature, hit.label, hit.label_method) == ("layer_1", 3, "names of cities", "n-gram rule")
-    assert (hit.label_score, hit.density, hit.max_act) == (0.875, 1e-4, 0.75)
+    assert (hit.label_score, hit.density, hit.max_act) == (0.875, 1e-4, 6.5)
     assert [reason.kind for reason in hit.reasons] == ["label", "similar spelling"]
     assert hit.reasons[0].snippet == "names of cities"
     assert hit.reasons[0].spans == ((9, 15),)

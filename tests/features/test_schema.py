@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from hf_sae.errors import DataError
-from hf_sae.features import reading, writing
+from hf_sae.features import footers, writing
 from hf_sae.features.manifest import MANIFEST, EmbeddingModel, Manifest, SAESource
 from hf_sae.features.reading import FeatureDataset
 from hf_sae.features.schema import METADATA, TABLES, storable
@@ -452,7 +452,7 @@ def test_lists_and_row_groups_without_bound_are_refused(tmp_path: Path, monkeypa
     with pytest.raises(DataError, match="'coact_idx' has too many entries"):
         FeatureDataset.open(folder).validate()
     replace_table(folder, good)
-    monkeypatch.setattr(reading, "MAX_GROUP_ROWS", 4)
+    monkeypatch.setattr(footers, "MAX_GROUP_ROWS", 4)
     refuse(FeatureDataset.open(folder), "row group 0 has 5 rows")
 
 

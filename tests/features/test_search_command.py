@@ -25,7 +25,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ids = {"tokens": HOSTILE, "token_ids": [0] * 6, "acts": [0.0, 0.25, 0.5, 0.0, 0.75, 0.0], "max_pos": 4}
     rows = [r for r in ROWS["examples"] if r["sae_id"] == "layer_2"]
     with FeatureWriter(tmp_path / "d", SAES) as writer:
-        writer.append("features", ROWS["features"])
+        writer.append("features", [row | {"max_act": 0.75} for row in ROWS["features"]])
         writer.append("examples", [example(index=3, text="".join(HOSTILE), **ids), *rows])
         writer.append("explanations", [explanation(index=3, text="import\x1b[2J " + "long " * 100)])
     return tmp_path / "d"

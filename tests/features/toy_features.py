@@ -26,7 +26,7 @@ Row = dict[str, Any]
 
 def feature(sae_id: str = "layer_1", index: int = 0, **other: Any) -> Row:
     """A row of `features`; its numbers are exact in 32 bits."""
-    row = {"sae_id": sae_id, "feature": index, "density": index / 1000, "n_fired": index, "max_act": index / 4}
+    row = {"sae_id": sae_id, "feature": index, "density": index / 1000, "n_fired": index, "max_act": 3.5 + index}
     row |= {"mean_act": index / 8, "hist_counts": [index, 2**40, 0], "hist_edges": [0.0, 0.5, 1.0, 1.5]}
     row |= {"pos_tokens": AWKWARD, "pos_token_ids": list(range(11)), "pos_logits": [2.0 - i / 8 for i in range(11)]}
     row |= {"neg_tokens": [" no"], "neg_token_ids": [7], "neg_logits": [-1.5]}

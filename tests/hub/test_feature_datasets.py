@@ -98,6 +98,26 @@ def test_what_was_pushed_comes_back_to_the_bit_and_again_without_a_network(clien
     assert len(client.hub.requests) == before
 
 
+def test_the_index_of_a_commit_is_made_once_and_then_needs_no_request(plain: Client, tmp_path: Path):
+    push(plain, write(tmp_path / "f"))
+    commit = plain.hub.repos[f"datasets/{REPO}"].branches["main"]
+    code = f"""
+import json
+from hf_sae import FeatureIndex, load_features
+from hf_sae.features.search.embedders import WordsOnly
+with FeatureIndex.open(load_features({REPO!r}, {commit!r}), {str(tmp_path / "index")!r}, WordsOnly()) as index:
+    print(json.dumps([[hit.sae_id, hit.feature, hit.label] for hit in index.search("imports")]))
+"""
+    first = plain.value(code)
+    assert ["layer_1", 3, "imports\nof 'os'"] in first
+    (folder,) = (tmp_path / "index").iterdir()
+    made, before = (folder / "stamp.json").stat().st_ino, len(plain.hub.requests)
+    assert plain.value(code) == first
+    assert (folder / "stamp.json").stat().st_ino == made
+    # one to list the files of the commit, none for what the index is made of
+    assert plain.hub.requests[before:] == [f"GET /api/datasets/{REPO}/revision/{commit}"]
+
+
 def test_a_dataset_stays_readable_offline_at_its_commit_after_the_branch_moved(plain: Client, tmp_path: Path):
     first = plain.hub.add(REPO, write(tmp_path / "f"), "datasets")
     assert pull(plain)["commit"] == first

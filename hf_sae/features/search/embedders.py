@@ -108,8 +108,9 @@ class SentenceEmbedder:
     @property
     def model(self) -> EmbeddingModel:
         """The model and its dimension."""
-        dim = int(self._model.get_sentence_embedding_dimension())
-        return EmbeddingModel(self.name, dim=dim, normalised=True, revision=self.revision)
+        # the name before sentence-transformers 6 is the second one
+        size = getattr(self._model, "get_embedding_dimension", None) or self._model.get_sentence_embedding_dimension
+        return EmbeddingModel(self.name, dim=int(size()), normalised=True, revision=self.revision)
 
     @cached_property
     def _model(self) -> Any:
@@ -118,6 +119,8 @@ class SentenceEmbedder:
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         """Vectors `[texts, dim]`."""
+        if not len(texts):  # the package gives a vector of no dimension
+            return np.zeros((0, self.model.dim), dtype=np.float32)
         return unit(self._model.encode([text[:MAX_TEXT] for text in texts], show_progress_bar=False))
 
 
@@ -148,6 +151,8 @@ class StaticEmbedder:
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         """Vectors `[texts, dim]`."""
+        if not len(texts):  # the package gives a vector of no dimension
+            return np.zeros((0, self.model.dim), dtype=np.float32)
         return unit(self._model.encode([text[:MAX_TEXT] for text in texts]))
 
 

@@ -25,16 +25,18 @@ from ..schema import VERSION as SCHEMA_VERSION
 from .embedders import Embedder, same_model, unit
 from .filters import layer_of
 from .rows import BETWEEN, MAX_CONTEXT, Numbering, clean, contexts, features, folded, labels
-from .terms import TOKENIZE
+from .scripts import cut
+from .terms import TOKENIZE, Terms
 
 
 if TYPE_CHECKING:
     from ..reading import FeatureDataset
 
-VERSION = 1
+VERSION = 2
 DATABASE, VECTORS, OWNERS, STAMP = "index.sqlite", "vectors.npy", "owners.npy", "stamp.json"
 _EMBEDDED_AT_ONCE = 1024
 FEWEST = 1000  # features that have a word whose number of features is kept
+LISTED, BEST = 5000, 1000  # features that have a word of labels whose best ones are kept, and how many of them
 _TABLES = """
 CREATE TABLE saes (sae INTEGER PRIMARY KEY, sae_id TEXT NOT NULL, layer INTEGER, first INTEGER NOT NULL);
 CREATE TABLE features (
@@ -43,6 +45,7 @@ CREATE TABLE features (
 );
 CREATE TABLE embedded (row INTEGER PRIMARY KEY, text TEXT NOT NULL);
 CREATE TABLE tokens (folded TEXT NOT NULL, token TEXT NOT NULL, id INTEGER NOT NULL, logit REAL NOT NULL);
+CREATE TABLE best (term TEXT NOT NULL, place INTEGER NOT NULL, id INTEGER NOT NULL, PRIMARY KEY (term, place)) WITHOUT ROWID;
 CREATE TABLE frequent (table_name TEXT NOT NULL, term TEXT NOT NULL, docs INTEGER NOT NULL);
 """ + "".join(
     f"CREATE VIRTUAL TABLE {name} USING fts5(text, tokenize = '{TOKENIZE}');\n"
@@ -59,6 +62,7 @@ CREATE INDEX by_sae ON features (sae, feature);
 CREATE INDEX by_density ON features (density);
 CREATE INDEX by_score ON features (score);
 CREATE INDEX by_token ON tokens (folded, logit DESC, id);
+CREATE INDEX by_spelling ON tokens (folded, token, logit DESC, id);
 """
 _TEXTS = ("labels", "examples", "promoted")
 
@@ -140,6 +144,7 @@ def _write(dataset: FeatureDataset, folder: Path, embedder: Embedder | None) -> 
         database.executescript(_INDEXES)
         for table in _TEXTS:
             database.executescript(_FREQUENT.format(table=table, fewest=FEWEST))
+        _rank_frequent(database)
         np.save(folder / OWNERS, _vectors(database, dataset, numbering, embedder, folder / VECTORS))
 
 
@@ -155,12 +160,12 @@ def _fill(database: sqlite3.Connection, dataset: FeatureDataset, numbering: Numb
         known[number] = True
         facts = (number, numbering.sae[row["sae_id"]], row["feature"], row["density"] or 0.0, row["max_act"] or 0.0)
         database.execute("INSERT OR IGNORE INTO features VALUES (?, ?, ?, ?, ?, NULL, NULL, NULL)", facts)
-        database.execute("INSERT INTO promoted (rowid, text) VALUES (?, ?)", (number, row["text"]))
+        database.execute("INSERT INTO promoted (rowid, text) VALUES (?, ?)", (number, cut(row["text"])))
         pairs = zip(row["pos_tokens"], row["pos_logits"] or (), strict=False)
         values = ((folded(token), token, number, logit) for token, logit in pairs)
         database.executemany("INSERT INTO tokens VALUES (?, ?, ?, ?)", values)
     bar.update()
-    texts = ((number, text) for number, text in contexts(dataset, numbering) if known[number])
+    texts = ((number, cut(text)) for number, text in contexts(dataset, numbering) if known[number])
     database.executemany("INSERT INTO examples (rowid, text) VALUES (?, ?)", texts)
     bar.update()
     for number, found in ((number, found) for number, found in labels(dataset, numbering) if known[number]):
@@ -169,8 +174,22 @@ def _fill(database: sqlite3.Connection, dataset: FeatureDataset, numbering: Numb
         change = "UPDATE features SET label = ?, method = ?, score = ? WHERE id = ?"
         database.execute(change, (best["text"], best["method"], best["score"], number))
         text = BETWEEN.join(label["text"] for label in found)
-        database.execute("INSERT INTO labels (rowid, text) VALUES (?, ?)", (number, text))
+        database.execute("INSERT INTO labels (rowid, text) VALUES (?, ?)", (number, cut(text)))
     bar.update()
+
+
+def _rank_frequent(database: sqlite3.Connection) -> None:
+    """Keeps the order in which a search for one frequent word of labels finds them: ranking all of them takes long."""
+    query = "SELECT term FROM frequent WHERE table_name = 'labels' AND docs > ?"
+    for (term,) in database.execute(query, [LISTED]).fetchall():
+        # the word may be cut to a stem once more where it is looked for: such a word is ranked when it is asked for
+        if Terms((term,)).stems() != [[term]]:
+            continue
+        database.execute(
+            "INSERT INTO best SELECT ?, row_number() OVER () - 1, rowid FROM (SELECT rowid FROM labels WHERE labels MATCH ? "
+            "ORDER BY bm25(labels), rowid LIMIT ?)",
+            [term, Terms((term,)).all, BEST],
+        )
 
 
 Part = tuple[np.ndarray, list[int], list[str]]  # vectors, number of the feature of each, and the texts

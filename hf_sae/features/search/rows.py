@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow.compute as pc
 
+from .scripts import JOINT
+
 
 if TYPE_CHECKING:
     from ..reading import FeatureDataset
@@ -17,7 +19,7 @@ MAX_CONTEXT = 1000  # characters of one
 MAX_LABELS = 32  # of one feature
 MAX_PROMOTED = 64  # tokens of one feature
 OPEN, CLOSE, BETWEEN = "\x02", "\x03", " \ue000 "  # around a hit, and between two texts: a word that no phrase crosses
-_MARKS = str.maketrans({"\x00": " ", OPEN: " ", CLOSE: " ", "\ue000": " "})
+_MARKS = str.maketrans({"\x00": " ", OPEN: " ", CLOSE: " ", JOINT: " ", "\ue000": " "})
 
 
 class Numbering:

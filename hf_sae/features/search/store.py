@@ -13,10 +13,12 @@ from urllib.request import pathname2url
 import numpy as np
 
 from ...errors import DataError
-from .file import DATABASE, OWNERS, VECTORS
+from .cache import hold
+from .file import DATABASE, OWNERS, STAMP, VECTORS
 from .filters import Filters
 from .hits import Hit, Hits, Reason
 from .rows import CLOSE, OPEN, folded
+from .scripts import joined
 from .terms import Terms
 
 
@@ -33,6 +35,7 @@ class Store:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._used = hold(folder / STAMP)
         self._local = threading.local()
         self._open: list[sqlite3.Connection] = []
         self._lock = threading.Lock()
@@ -50,6 +53,7 @@ class Store:
     def close(self) -> None:
         """Closes the file in all threads."""
         with self._lock:
+            self._used.close()
             for connection in self._open:
                 connection.close()
             self._open = []
@@ -87,7 +91,10 @@ class Store:
         Words that more than 20,000 features have tell little apart and are left out; of a label the rarest stays in any case.
         """
         terms = terms.within(self.frequent.get(table, {}), BUDGET, least=int(table == "labels"))
-        found: list[int] = []
+        found = self._best(terms, filters, limit) if table == "labels" else []
+        if len(found) >= limit:
+            return found
+        found = []
         condition, values = self.condition(filters)
         # CROSS JOIN: the full-text table decides what is looked at, the filter is applied to it
         joined = "" if condition == "1" else f"CROSS JOIN features ON features.id = {table}.rowid"
@@ -102,15 +109,29 @@ class Store:
                 break
         return found[:limit]
 
+    def _best(self, terms: Terms, filters: Filters, limit: int) -> list[int]:
+        """The first features by a frequent word of labels, in the order that was kept; fewer where the filter leaves few."""
+        if (
+            len(terms.terms) != 1
+            or len(stems := terms.stems()[0]) != 1
+            or stems[0] not in self.frequent.get("labels", {})
+        ):
+            return []
+        rows = self.rows("SELECT id FROM best WHERE term = ? ORDER BY place", stems)
+        return self.first([number for (number,) in rows], filters, limit)
+
     def promoting(self, token: str, filters: Filters, limit: int) -> dict[int, tuple[str, float]]:
         """Features that promote a token, and by how much: the token itself first, then other spaces and upper case."""
         condition, values = self.condition(filters)
         joined = "" if condition == "1" else "CROSS JOIN features ON features.id = tokens.id"
         found: dict[int, tuple[str, float]] = {}
-        for sign in ("=", "<>"):
+        # a token is searched for as it is in one index; where it fills the list, the others need not be gone through
+        for sign, index in (("=", "by_spelling"), ("<>", "by_token")):
+            if len(found) >= limit:
+                break
             # in the order of an index, so that only what is wanted is read; a feature may list " Paris" and "paris"
             rows = self.rows(
-                f"SELECT tokens.id, token, logit FROM tokens {joined} WHERE folded = ? AND token {sign} ? AND {condition} "
+                f"SELECT tokens.id, token, logit FROM tokens INDEXED BY {index} {joined} WHERE folded = ? AND token {sign} ? AND {condition} "
                 "ORDER BY logit DESC, tokens.id LIMIT ?",
                 [folded(token), token, *values, 4 * limit],
             )
@@ -166,7 +187,7 @@ class Store:
 def _marked(text: str) -> tuple[str, tuple[tuple[int, int], ...]]:
     """Text without marks, and where they were."""
     out, spans = "", []
-    for place, part in enumerate(text.split(OPEN)):
+    for place, part in enumerate(joined(text).split(OPEN)):
         inside, closed, rest = part.partition(CLOSE)
         if place and closed:
             spans.append((len(out), len(out) + len(inside)))

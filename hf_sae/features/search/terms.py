@@ -9,11 +9,13 @@ from contextlib import closing
 from dataclasses import dataclass
 
 from ..schema import storable
+from .scripts import cut
 
 
 MAX_QUERY = 1000  # characters of a query that are looked at
 MAX_TERMS = 24
-TOKENIZE = "porter unicode61 remove_diacritics 2"  # how SQLite cuts text into words, and words to stems
+# how SQLite cuts text into words, and words to stems; marks belong to words, as vowels of Hindi and Thai are
+TOKENIZE = "porter unicode61 remove_diacritics 2 categories ''L* N* Co Mn Mc''"
 _PARTS = re.compile(r'"([^"]*)"|([^\s"]+)')
 
 
@@ -31,10 +33,10 @@ class Terms:
     def of(cls, text: str) -> Terms:
         """The terms of what was typed: at most 24 different ones, from its first 1,000 characters.
 
-        A term needs a letter or digit. `os.path` is the phrase "os path": that is how text is cut into words.
+        A term needs a letter or digit; one of a script without spaces is a phrase of its characters. `os.path` is the phrase "os path": that is how text is cut into words.
         """
         found = (phrase or word for phrase, word in _PARTS.findall(plain(text)))
-        kept = [term for term in found if any(character.isalnum() for character in term)]
+        kept = [cut(term) for term in found if any(character.isalnum() for character in term)]
         return cls(tuple(dict.fromkeys(kept))[:MAX_TERMS])
 
     def within(self, docs: Mapping[str, int], budget: int, least: int = 0) -> Terms:
@@ -47,7 +49,7 @@ class Terms:
         """
         if not docs or not self.terms:
             return self
-        costs = [docs.get(stems[0], 0) if len(stems) == 1 else 0 for stems in self._stems()]
+        costs = [docs.get(stems[0], 0) if len(stems) == 1 else 0 for stems in self.stems()]
         kept: set[int] = set()
         for place in sorted(range(len(costs)), key=costs.__getitem__):
             if costs[place] > max(budget, 0) and len(kept) >= least:
@@ -56,7 +58,7 @@ class Terms:
             kept.add(place)
         return Terms(tuple(term for place, term in enumerate(self.terms) if place in kept))
 
-    def _stems(self) -> list[list[str]]:
+    def stems(self) -> list[list[str]]:
         """Of each term, as SQLite cuts it."""
         found: list[list[str]] = [[] for _ in self.terms]
         with closing(sqlite3.connect(":memory:")) as database:
