@@ -345,7 +345,7 @@ def test_own_text_of_a_card_stays_and_a_card_by_hand_is_left_alone(plain: Client
     repo.commit("main", tree | {"README.md": tree["README.md"] + b"\nMy own words.\n"})
     repo.commit("by_hand", tree | {"README.md": b"# All mine\n"})
     with FeatureWriter(folder) as writer:
-        writer.append("explanations", [explanation(index=i) for i in range(9)])
+        writer.append("explanations", [explanation(number=i) for i in range(9)])
     code = """
 import pathlib, sys
 from hf_sae import push_features
