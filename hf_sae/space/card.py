@@ -6,6 +6,8 @@ import re
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from .plain_html import plain_html
+
 
 if TYPE_CHECKING:
     from .catalog import Served
@@ -33,22 +35,11 @@ def about(served: Served) -> str:
 
 
 def render(readme: str) -> str:
-    """Markdown as HTML: raw HTML in it stays text, pictures become their descriptions, links open elsewhere."""
+    """Markdown as HTML in which nothing acts: pictures become their descriptions, links open elsewhere."""
     from markdown_it import MarkdownIt
 
     body = re.sub(r"\A---\n.*?\n---\n", "", readme[:MAX_CARD], flags=re.DOTALL)
-    # tables of the cards hold raw HTML for looks only; comments are the marks of generated blocks
-    body = re.sub(r"<!--.*?-->", "", body, flags=re.DOTALL)
-    markdown = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image")
-    markdown.add_render_rule("link_open", _link)
-    return markdown.render(body)
-
-
-def _link(renderer: Any, tokens: Any, index: int, options: Any, env: Any) -> str:
-    target = str(tokens[index].attrGet("href") or "")
-    if not target.startswith(("https://", "http://", "#")):  # a file of the repo, which is not served here
-        return "<a>"
-    return f'<a href="{escape(target, quote=True)}" target="_blank" rel="noopener noreferrer nofollow">'
+    return plain_html(MarkdownIt("commonmark", {"html": True}).enable("table").render(body))
 
 
 def _status(served: Served) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from .records import contexts_of, hit_json
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
 
 LEAST, MOST = 1e-5, 0.05  # share of tokens: neither hardly ever nor everywhere
 SHOWN, POOL, LOOKED_AT = 8, 2000, 150
+SHORT = 28  # characters of a label that read well in a row of others
 LETTERS = 4  # shorter tokens are parts of words more often than not
 # the best labels first; without scores, features that promote one token far more than the next
 _BY_SCORE = """
@@ -35,10 +37,19 @@ def examples(served: Served, sae_id: str) -> list[dict[str, Any]]:
     numbers = [number for (number,) in store.rows(_BY_SCORE, [store.sae[sae_id], LEAST, MOST, POOL])]
     first = store.start[sae_id]
     hits = {hit.feature: hit for hit in store.hits({first + number: 0.0 for number in numbers}, {})}
-    scored = [number for number in numbers if hits[number].label_score is not None][:SHOWN]
+    # the sort keeps the better scores first
+    scored = sorted((n for n in numbers if hits[n].label_score is not None), key=lambda n: _hard(hits[n].label or ""))[
+        :SHOWN
+    ]
     others = _agreeing(served, [number for number in numbers if number not in scored]) if len(scored) < SHOWN else []
     chosen = [*scored, *others][:SHOWN]
     return [hit_json(hits[number], contexts_of(served, number)) for number in chosen]
+
+
+def _hard(label: str) -> tuple[bool, bool]:
+    """Whether a label is long, or names parts of words only."""
+    quoted = re.findall(r'"([^"]*)"', label)
+    return len(label) > SHORT, bool(quoted) and not any(len(token.strip()) >= LETTERS for token in quoted)
 
 
 def _agreeing(served: Served, numbers: list[int]) -> list[int]:
