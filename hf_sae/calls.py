@@ -14,7 +14,7 @@ from .errors import HookPointError
 
 
 # what models have called the argument; transformers 5.24 renamed it, so that a cache under any name is known by what it can
-_CACHES = ("past_key_values", "cache_params", "cache")
+CACHES = ("past_key_values", "cache_params", "cache")
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,7 +144,7 @@ class CallTracker:
         return None
 
     def _past(self, own: dict[str, Any], tokens: int) -> int:
-        named = (value for name, value in own.items() if name in _CACHES or hasattr(value, "get_seq_length"))
+        named = (value for name, value in own.items() if name in CACHES or hasattr(value, "get_seq_length"))
         cache = next((value for value in named if value is not None), None)
         past = 0 if cache is None else _cached_tokens(cache)
         if past is None:

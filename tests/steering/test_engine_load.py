@@ -224,10 +224,11 @@ def test_what_has_no_room_waits_and_what_cannot_wait_is_told(host, tokenizer, sa
 
 
 def test_a_closed_engine_stops_its_runs_and_takes_no_more(host, tokenizer, sae) -> None:
+    before = set(threading.enumerate())
     engine = SteeringEngine(host, tokenizer, {"": sae})
     run = engine.start(SteeringRequest("w9", (Variant("b"),), max_new_tokens=4000))
     engine.close()
     assert run.streams[0].state == "stopped"
     with pytest.raises(RuntimeError, match="closed"):
         engine.start(SteeringRequest("w9", (Variant("b"),), max_new_tokens=3))
-    assert not [t for t in threading.enumerate() if t.name == "hf-sae-engine" and t.is_alive()]
+    assert set(threading.enumerate()) <= before, "its thread has ended"

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ...calls import CACHES
 from ...hooks import Call, capture, edit
 from ...hosts.towers import host_device, unwrap
 from ..placed import PlacedEdits, RowEdits, places_of
@@ -84,7 +85,7 @@ class HostForward:
         if "use_cache" in self._takes:
             inputs["use_cache"] = cache is not None
         if cache is not None:
-            inputs["past_key_values"] = cache
+            inputs[next((name for name in CACHES if name in self._takes), CACHES[0])] = cache
         steered = torch.tensor([[False] * (tokens - n) + row.steered(n, self.bos) for row, n in _read(rows, tokens)])
         with ExitStack() as stack:
             acts = self._hook(stack, rows, steered)
