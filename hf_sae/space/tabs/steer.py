@@ -61,7 +61,7 @@ class Steer:
             label="Prompt", value=PROMPT, lines=3, max_lines=10, max_length=limits.MAX_TEXT, elem_id="hs-steer-prompt"
         )
         self.chat = gr.Checkbox(label="The prompt is a message to a chat model", value=False)
-        self.table = gr.HTML(edit_table([], {}, {}), elem_id="hs-edit-table", min_height=60)
+        self.table = gr.HTML(edit_table([], [], []), elem_id="hs-edit-table", min_height=60)
         with gr.Row(elem_classes="hs-bar"):
             self.number = gr.Number(
                 label="Add feature", precision=0, minimum=0, elem_id="hs-steer-feature", min_width=110
@@ -181,26 +181,30 @@ class Steer:
         query = address(ask, self.page.named(sae))
         try:
             snippet = snippets.steer_snippet(self.page.service.catalog.find(sae).origin, ask)
-        except RequestError:
+        except (ValueError, TypeError, OverflowError):  # what cannot be run is not copied; running it says why
             return query, ["", ""]
         return query, [snippet.python, snippet.command]
 
-    def added(self, sae: str, edits: str, feature: float | None) -> list[Any]:
-        """The edits with one more feature."""
+    def added(self, sae: str, edits: str, feature: float | None, of: str = "") -> list[Any]:
+        """The edits with one more feature; `of` is its autoencoder where that is another one than the chosen."""
         rows = rows_of(edits)
         if feature is not None and 0 <= feature <= limits.MAX_FEATURE:
-            rows = [row for row in rows if row.get("feature") != int(feature)]
-            rows.append({"feature": int(feature), "strength": STRENGTH, "unit": self._unit(sae, int(feature))})
+            of = "" if of == sae else of
+            new = (int(feature), of)
+            rows = [row for row in rows if (row.get("feature"), self._other(row, sae)) != new]
+            rows.append({"feature": new[0], "strength": STRENGTH, "unit": self._unit(of or sae, new[0]), "sae": of})
         return self.drawn(sae, rows)
 
+    def _other(self, row: dict[str, Any], sae: str) -> Any:
+        return "" if row.get("sae") == sae else row.get("sae") or ""
+
     def _unit(self, sae: str, feature: int) -> str:
-        """Maxima where one was recorded, else norms."""
-        served = self.page.service.catalog.find(sae).sae
-        stats = None if served is None else served.feature_stats
-        known = served is None or (
-            stats is not None and feature < len(stats["maximum"]) and float(stats["maximum"][feature]) > 0
-        )
-        return "max" if known else "norm"
+        """Maxima where one was recorded, else norms; maxima while nobody knows."""
+        try:
+            loaded = self.page.service.catalog.find(sae).sae is not None
+            return "max" if not loaded or self.page.service.recorded_maximum(feature, sae) else "norm"
+        except RequestError:
+            return "max"
 
     def changed(self, sae: str, edits: str, message: str) -> list[Any]:
         """What a click in the table or on a found feature asks for."""
@@ -212,8 +216,8 @@ class Steer:
             if "remove" in facts:
                 rows.pop(int(facts["remove"]))
             elif "add" in facts:
-                return self.added(sae, edits, float(facts["add"]))
-        except (ValueError, TypeError, IndexError):
+                return self.added(sae, edits, float(facts["add"]), str(facts.get("sae") or ""))
+        except (ValueError, TypeError, IndexError, OverflowError, RecursionError):
             return [gr.skip()] * 2
         return self.drawn(sae, rows)
 
@@ -226,10 +230,19 @@ class Steer:
             known = rows_from_json(rows)
         except DataError as error:
             return ["[]", notice(str(error), "problem")]
-        service = self.page.service
-        labels = {row.feature: label for row in known if (label := service.label(row.feature, sae))}
-        maxima = {row.feature: maximum for row in known if (maximum := service.maximum(row.feature, sae))}
+        facts = [self._known(row.feature, row.sae or sae) for row in known]
+        labels, maxima = [label for label, _ in facts], [maximum for _, maximum in facts]
         return [json.dumps([row.to_json() for row in known]), edit_table(known, labels, maxima)]
+
+    def _known(self, feature: int, sae: str) -> tuple[str | None, float | None]:
+        """Label of a feature, and the maximum that strengths are multiples of: the dataset's until the other is there."""
+        service = self.page.service
+        try:
+            loaded = service.catalog.find(sae).sae is not None
+            maximum = service.recorded_maximum(feature, sae) if loaded else service.maximum(feature, sae)
+            return service.label(feature, sae), maximum
+        except RequestError:
+            return None, None
 
     def presets(self, sae: str) -> Any:
         """The choice of presets, where there are any."""
@@ -258,7 +271,7 @@ class Steer:
             token = result[int(facts["row"])]["tokens"][int(facts["position"])]
         except (ValueError, TypeError, KeyError, IndexError):
             return ""
-        labels = {one["latent"]: self.page.service.label(one["latent"], sae) for one in token["latents"]}
+        labels = [self._known(one["latent"], one["sae"])[0] for one in token["latents"]]
         return views.token_features(token, labels)
 
     def opened(self, asked: str, sae: str) -> list[Any]:
