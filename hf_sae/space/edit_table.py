@@ -8,6 +8,7 @@ from html import escape
 
 from ..steering.recipes import EditRow, exactly
 
+
 _WORDS = {
     "add": "add",
     "clamp": "set to",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import limits, snippets
 from .. import streams as views
-from ..asked import OPTIONS, address, rows_of
+from ..asked import OPTIONS, address, options_of, rows_of
 from ..edit_table import edit_table
 from ..limits import RequestError
 from ..links import read_link
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import gradio as gr
 
     from ...steering import SteeringRun
+    from ...steering.recipes import Preset
 
 PROMPT = "import os\n\ndef main("
 FRAME = 0.05  # seconds between two pictures of the texts
@@ -248,17 +249,20 @@ class Steer:
         """The choice of presets, where there are any."""
         import gradio as gr
 
-        try:
-            names = [preset.name for preset in self.page.service.presets(sae)]
-        except RequestError:
-            names = []
+        names = [preset.name for preset in self._presets(sae)]
         return gr.Dropdown(names, visible=bool(names), value=None)
+
+    def _presets(self, sae: str) -> list[Preset]:
+        try:
+            return self.page.service.presets(sae)
+        except RequestError:  # a damaged file is its author's to see
+            return []
 
     def preset_chosen(self, sae: str, name: str) -> list[Any]:
         """The edits, prompt and positions of a preset."""
         import gradio as gr
 
-        chosen = next((preset for preset in self.page.service.presets(sae) if preset.name == name), None)
+        chosen = next((preset for preset in self._presets(sae) if preset.name == name), None)
         if chosen is None:
             return [gr.skip()] * 4
         rows = [row.to_json() for row in chosen.rows]
@@ -281,7 +285,8 @@ class Steer:
         link = read_link(asked)
         if link.tab != "steer":
             return [gr.skip()] * len(self.settings)
-        told = (link.options.get(name, gr.skip()) for name in OPTIONS)
+        given = options_of(link)
+        told = (given.get(name, gr.skip()) for name in OPTIONS)
         return [*self.drawn(link.sae or sae, list(link.edits)), link.prompt or gr.skip(), *told]
 
     def from_feature(self, sae: str, edits: str, feature: float | None) -> list[Any]:
