@@ -12,6 +12,7 @@ import pytest
 
 from hf_sae.space.links import Link, read_link
 from hf_sae.space.service import Service
+from hf_sae.space.steering import Ask
 from hf_sae.steering.engine.forward import HostForward
 from tests.space.browser import PHONE, Watched, watch
 from tests.space.conftest import Running, launch
@@ -42,14 +43,8 @@ def rows_in(service: Service) -> Callable[[], int]:
 
 def until(true: Callable[[], bool], seconds: float) -> bool:
     end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if true():
-            return True
+    while not true() and time.monotonic() < end:
         time.sleep(0.02)
-    return false_last(true)
-
-
-def false_last(true: Callable[[], bool]) -> bool:
     return true()
 
 
@@ -60,7 +55,7 @@ def address(running: Running, edits: list[dict[str, Any]], prompt: str = PROMPT,
 
 def visit(seen: Watched, running: Running, edits: list[dict[str, Any]], prompt: str = PROMPT, **options: Any) -> None:
     seen.page.goto(address(running, edits, prompt, **options))
-    seen.page.wait_for_selector(f"#hs-edit-table [data-edit='{len(edits) - 1}']")
+    seen.page.wait_for_selector(f"#hs-edit-table [data-edit='{len(edits) - 1}']" if edits else "#hs-tab-steer")
 
 
 def ids(page: Any, row: int) -> list[int]:
@@ -77,9 +72,19 @@ def finished(page: Any, columns: int = 2, state: str = "done") -> list[list[int]
     return [ids(page, row) for row in range(columns)]
 
 
+# the texts of the run before stay until the first ones of the next come
+BEGUN = """() => {
+  window.begun = false;
+  const box = document.querySelector("#hs-streams");
+  const look = () => { window.begun ||= Boolean(box.querySelector(".hs-is-running, .hs-is-waiting")); };
+  new MutationObserver(look).observe(box, { childList: true, subtree: true, attributes: true });
+}"""
+
+
 def steer(page: Any, columns: int = 2) -> list[list[int]]:
-    page.evaluate("document.querySelector('#hs-streams').firstElementChild?.replaceChildren()")
+    page.evaluate(BEGUN)
     page.click("#hs-steer-go")
+    page.wait_for_function("window.begun")
     return finished(page, columns)
 
 
@@ -97,7 +102,7 @@ def test_a_feature_added_by_number_steers_while_one_watches(
     browser: Any, running: Running, service: Service, slow: None
 ):
     with watch(browser) as seen:
-        seen.page.goto(f"{running.url}/?tab=steer")
+        visit(seen, running, [], max_new_tokens=16)
         seen.page.locator("#hs-steer-feature input").fill(str(SELF))
         seen.page.click("#hs-steer-add")
         row = seen.page.locator("#hs-edit-table [data-edit='0']")
@@ -108,9 +113,7 @@ def test_a_feature_added_by_number_steers_while_one_watches(
             "window.seen = []; setInterval(() => window.seen.push(['0', '1'].map(r => "
             'document.querySelectorAll(`#hs-streams [data-row="${r}"] [data-position]`).length)), 20)'
         )
-        prompt = seen.page.locator("#hs-steer-prompt textarea").input_value()
-        found = steer(seen.page)
-        assert found == alone(service, [{"feature": SELF, "strength": 2.0}], prompt, max_new_tokens=40)
+        assert steer(seen.page) == alone(service, [{"feature": SELF, "strength": 2.0}], max_new_tokens=16)
         sizes = seen.page.evaluate("window.seen")
         for column in (0, 1):
             grown = [size[column] for size in sizes if size[column]]
@@ -119,7 +122,7 @@ def test_a_feature_added_by_number_steers_while_one_watches(
         gauges = seen.page.locator("#hs-streams .hs-gauge")
         assert gauges.count() == 2
         assert re.search(
-            r"(fluent|repeating|drifting|broken) perplexity \S+ over 40 tokens",
+            r"(fluent|repeating|drifting|broken) perplexity \S+ over 16 tokens",
             " ".join(gauges.nth(1).inner_text().split()),
         )
         seen.page.wait_for_url("**/?tab=steer*edits=*")
@@ -171,12 +174,12 @@ def test_two_visitors_with_opposite_plans_get_what_each_gets_alone(
     browser: Any, running: Running, service: Service, slow: None
 ):
     plans = [[{"feature": SELF, "strength": 3.0}], [{"feature": SELF, "strength": -3.0}]]
-    wanted = [alone(service, plan, max_new_tokens=30) for plan in plans]
+    wanted = [alone(service, plan, max_new_tokens=20) for plan in plans]
     assert wanted[0][1] != wanted[1][1]
     rows = rows_in(service)
     with watch(browser) as one, watch(browser) as other:
         for seen, plan in zip((one, other), plans, strict=True):
-            visit(seen, running, plan, max_new_tokens=30)
+            visit(seen, running, plan, max_new_tokens=20)
         for seen in (one, other):
             seen.page.click("#hs-steer-go")
         assert until(lambda: rows() == 6, 2.0), "they share the batch"
@@ -250,18 +253,22 @@ def test_a_feature_page_leads_here(browser: Any, running: Running):
         seen.page.wait_for_url(f"**/?tab=steer*%22feature%22%3A{OS}*")
 
 
-def test_features_of_a_generated_token_can_be_added(browser: Any, running: Running):
+def test_features_of_a_generated_token_can_be_added(browser: Any, running: Running, service: Service):
+    edits = [{"feature": RETURN, "strength": 4.0}]
+    with service.start_steering(Ask("def f(", edits, TOKENS, trace=True)) as run:
+        steered = run.result(30)[1]
+    strongest = [[latent for _, latent, _ in token.latents] for token in steered.tokens]
+    assert any(strongest)
     with watch(browser) as seen:
-        visit(seen, running, [{"feature": SELF, "strength": 4.0}], "def f(")
+        visit(seen, running, edits, "def f(")
         steer(seen.page)
-        seen.page.locator("#hs-streams [data-row='1'] [data-position='0']").click()
-        seen.page.wait_for_selector("#hs-token-found p")
-        positions = seen.page.locator("#hs-streams [data-row='1'] [data-position]")
-        for place in range(positions.count()):
-            positions.nth(place).click()
-            if seen.page.locator("#hs-token-found [data-add]").count():
+        for position, latents in enumerate(strongest):
+            seen.page.locator("#hs-streams [data-row='1'] [data-position]").nth(position).click()
+            seen.page.wait_for_selector("#hs-token-found [data-add]" if latents else "#hs-token-found p")
+            found = seen.page.locator("#hs-token-found [data-add]")
+            assert found.evaluate_all("es => es.map(e => Number(e.dataset.add))") == latents
+            if latents:
                 break
-            seen.page.wait_for_timeout(150)
         add = seen.page.locator("#hs-token-found [data-add]").first
         feature = add.get_attribute("data-add")
         add.click()
@@ -298,15 +305,17 @@ def test_text_of_a_link_is_text(browser: Any, running: Running):
 
 def test_a_phone_and_the_dark(browser: Any, running: Running):
     edits = [{"feature": SELF, "strength": 2.0}, {"feature": IMPORT, "operation": "clamp", "when": OS}]
-    colours = []
-    for dark in (False, True):
-        with watch(browser, dark, viewport=PHONE) as seen:
-            visit(seen, running, edits, sweep=True)
-            steer(seen.page, 6)
-            assert seen.overflow() <= 0
-            first, second = (seen.page.locator(f"#hs-streams [data-row='{row}']").bounding_box() for row in (0, 1))
-            assert second["y"] >= first["y"] + first["height"], "one below the other"
-            look = "e => [getComputedStyle(document.body).backgroundColor, getComputedStyle(e).color]"
-            colours.append(seen.page.locator("#hs-streams .hs-text").first.evaluate(look))
-    assert colours[0][0] == "rgb(255, 255, 255)"
-    assert all(light != dark for light, dark in zip(*colours, strict=True))
+    look = "e => [getComputedStyle(document.body).backgroundColor, getComputedStyle(e).color]"
+    with watch(browser, viewport=PHONE) as seen:
+        visit(seen, running, edits, sweep=True)
+        light = seen.page.locator("#hs-edit-table .hs-edit").first.evaluate(look)
+    with watch(browser, dark=True, viewport=PHONE) as seen:
+        visit(seen, running, edits, sweep=True)
+        steer(seen.page, 6)
+        assert seen.overflow() <= 0
+        first, second = (seen.page.locator(f"#hs-streams [data-row='{row}']").bounding_box() for row in (0, 1))
+        assert second["y"] >= first["y"] + first["height"], "one below the other"
+        for part in ("#hs-edit-table .hs-edit", "#hs-streams .hs-text"):
+            dark = seen.page.locator(part).first.evaluate(look)
+            assert all(one != other for one, other in zip(light, dark, strict=True)), part
+    assert light[0] == "rgb(255, 255, 255)"
