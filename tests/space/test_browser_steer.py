@@ -16,7 +16,7 @@ from hf_sae.space.steering import Ask
 from hf_sae.steering.engine.forward import HostForward
 from tests.space.browser import PHONE, Watched, watch
 from tests.space.conftest import Running, launch
-from tests.space.planted import EVIL, IMPORT, OS, RETURN, SELF
+from tests.space.planted import CLASS, EVIL, IMPORT, OS, RETURN, SELF
 
 
 PROMPT = "def f(self):\n   "
@@ -217,26 +217,28 @@ def field(page: Any, row: int, name: str) -> Any:
 
 
 def test_the_run_follows_what_is_typed_in_the_table(browser: Any, running: Running, service: Service):
-    both = [{"feature": SELF, "strength": 2.0}, {"feature": RETURN, "strength": 2.0}]
+    both = [{"feature": SELF, "strength": 2.0}, {"feature": RETURN, "strength": 1.0}]
+    lower = {"feature": SELF, "strength": -1.0}
+    clamped = {"feature": RETURN, "operation": "clamp", "strength": 1.0, "unit": "norm"}
+    plans = (both, [lower, both[1]], [lower, clamped | {"unit": "max"}], [lower, clamped], [clamped], [lower])
+    wanted = [alone(service, plan) for plan in plans]
+    assert len({tuple(steered) for _, steered in wanted}) == len(plans), "every change changes the text"
     with watch(browser) as seen:
         visit(seen, running, both)
-        assert steer(seen.page) == alone(service, both)
-        field(seen.page, 0, "strength").fill("-4.5")
-        assert "= -4.5" in seen.text("#hs-edit-table [data-edit='0']"), "in latent units: the maximum is 1"
+        assert steer(seen.page) == wanted[0]
+        field(seen.page, 0, "strength").fill("-1")
+        assert "= -1" in seen.text("#hs-edit-table [data-edit='0']"), "in latent units: the maximum is 1"
+        assert steer(seen.page) == wanted[1]
         field(seen.page, 1, "operation").select_option("clamp")
-        field(seen.page, 1, "unit").select_option("latent")
-        changed = [
-            {"feature": SELF, "strength": -4.5},
-            {"feature": RETURN, "operation": "clamp", "strength": 2.0, "unit": "latent"},
-        ]
-        assert steer(seen.page) == alone(service, changed)
+        field(seen.page, 1, "unit").select_option("norm")
+        assert steer(seen.page) == wanted[3]
         field(seen.page, 0, "on").uncheck()
-        assert steer(seen.page) == alone(service, changed[1:])
+        assert steer(seen.page) == wanted[4]
         field(seen.page, 0, "on").check()
         seen.page.click("[data-remove='1']")
         seen.page.wait_for_selector("#hs-edit-table [data-edit='1']", state="detached")
-        assert field(seen.page, 0, "strength").input_value() == "-4.5"
-        assert steer(seen.page) == alone(service, changed[:1])
+        assert field(seen.page, 0, "strength").input_value() == "-1"
+        assert steer(seen.page) == wanted[5]
         seen.page.click("[data-remove='0']")
         seen.page.wait_for_selector("#hs-edit-table :text('No edits yet')")
         seen.page.click("#hs-steer-go")
@@ -254,11 +256,11 @@ def test_a_feature_page_leads_here(browser: Any, running: Running):
 
 
 def test_features_of_a_generated_token_can_be_added(browser: Any, running: Running, service: Service):
-    edits = [{"feature": RETURN, "strength": 4.0}]
+    edits = [{"feature": CLASS, "strength": 0.01}]
     with service.start_steering(Ask("def f(", edits, TOKENS, trace=True)) as run:
         steered = run.result(30)[1]
     strongest = [[latent for _, latent, _ in token.latents] for token in steered.tokens]
-    assert any(strongest)
+    assert [RETURN] in strongest
     with watch(browser) as seen:
         visit(seen, running, edits, "def f(")
         steer(seen.page)

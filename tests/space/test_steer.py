@@ -263,8 +263,8 @@ ASKS = [
         sweep=[0.25, 4], ablation=True, instruction=" # 'quoted' ", positions="generated",
     ),
     Ask("def f():", [{"feature": RETURN, "operation": "raise"}, {"feature": SELF, "operation": "scale", "strength": 3}], 6),
-    Ask("import os", [{"feature": SELF, "operation": "ablate"}, {"feature": OS, "strength": 0.0}], 6),
-    Ask("import os", [{"feature": OS, "operation": "ablate"}], 6),
+    Ask("import os", [{"feature": SELF, "operation": "ablate"}, {"feature": IMPORT, "strength": 0.0}], 6),
+    Ask("import os", [{"feature": IMPORT, "operation": "ablate"}], 6),
 ]  # fmt: skip
 
 
