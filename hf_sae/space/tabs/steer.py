@@ -90,7 +90,7 @@ class Steer:
 
     @property
     def asked(self) -> list[Any]:
-        """What a run depends on, in the order of [`Steer.ask`]."""
+        """What a run depends on."""
         return [
             self.prompt, self.edits, self.tokens, self.temperature, self.top_p, self.seed, self.sweep, self.ablation, self.told,
             self.positions, self.chat,
@@ -201,11 +201,12 @@ class Steer:
 
     def _unit(self, sae: str, feature: int) -> str:
         """Maxima where one was recorded, else norms; maxima while nobody knows."""
-        try:
-            loaded = self.page.service.catalog.find(sae).sae is not None
-            return "max" if not loaded or self.page.service.recorded_maximum(feature, sae) else "norm"
-        except RequestError:
-            return "max"
+        loaded = self._served(sae) and self.page.service.catalog.find(sae).sae is not None
+        return "max" if not loaded or self.page.service.recorded_maximum(feature, sae) else "norm"
+
+    def _served(self, sae: str) -> bool:
+        # a name in an edit of a link loads nothing
+        return not sae or any(served.name == sae for served in self.page.service.catalog.served())
 
     def changed(self, sae: str, edits: str, message: str) -> list[Any]:
         """What a click in the table or on a found feature asks for."""
@@ -238,12 +239,11 @@ class Steer:
     def _known(self, feature: int, sae: str) -> tuple[str | None, float | None]:
         """Label of a feature, and the maximum that strengths are multiples of: the dataset's until the other is there."""
         service = self.page.service
-        try:
-            loaded = service.catalog.find(sae).sae is not None
-            maximum = service.recorded_maximum(feature, sae) if loaded else service.maximum(feature, sae)
-            return service.label(feature, sae), maximum
-        except RequestError:
+        if not self._served(sae):
             return None, None
+        loaded = service.catalog.find(sae).sae is not None
+        maximum = service.recorded_maximum(feature, sae) if loaded else service.maximum(feature, sae)
+        return service.label(feature, sae), maximum
 
     def presets(self, sae: str) -> Any:
         """The choice of presets, where there are any."""
