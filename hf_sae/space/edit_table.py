@@ -5,11 +5,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from html import escape
-from typing import TYPE_CHECKING
 
+from ..steering.recipes import EditRow, exactly
 
-if TYPE_CHECKING:
-    from ..steering.recipes import EditRow
 
 _WORDS = {
     "add": "add",
@@ -22,12 +20,12 @@ _UNITS = {"max": "× maximum", "norm": "× norm", "latent": "latent units"}
 _drawn = itertools.count()  # equal tables are drawn again: the visitor may have changed what the page shows
 
 
-def edit_table(rows: Sequence[EditRow], labels: Mapping[int, str], maxima: Mapping[int, float]) -> str:
+def edit_table(rows: Sequence[EditRow], labels: Sequence[str | None], maxima: Sequence[float | None]) -> str:
     """The rows as a form; what is in it is escaped.
 
     Args:
         rows (`list` of [`EditRow`]): the edits.
-        labels (`dict`), maxima (`dict`): of their features, where they are known.
+        labels (`list`), maxima (`list`): of their features, `None` where they are not known.
     """
     drawn = f'data-drawn="{next(_drawn)}"'
     if not rows:
@@ -36,7 +34,8 @@ def edit_table(rows: Sequence[EditRow], labels: Mapping[int, str], maxima: Mappi
             "generated token, or choose a preset.</p>"
         )
     lines = "".join(
-        _row(place, row, labels.get(row.feature), maxima.get(row.feature)) for place, row in enumerate(rows)
+        _row(place, row, label, maximum)
+        for place, (row, label, maximum) in enumerate(zip(rows, labels, maxima, strict=True))
     )
     return f'<div class="hs-edits" role="table" aria-label="Edits" {drawn}>{lines}</div>'
 
@@ -53,7 +52,7 @@ def _row(place: int, row: EditRow, label: str | None, maximum: float | None) -> 
         f'<a class="hs-edit-name" href="?feature={row.feature}" data-latent="{row.feature}" title="{escape(quoted, quote=True)}">'
         f"<b>{row.feature}</b> {escape(quoted)}</a>"
         f'<select data-field="operation" aria-label="what to do with {name}">{_options(_WORDS, row.operation)}</select>'
-        f'<input type="number" data-field="strength" value="{row.strength:g}" step="any" aria-label="strength of {name}">'
+        f'<input type="number" data-field="strength" value="{exactly(row.strength)}" step="any" aria-label="strength of {name}">'
         f'<select data-field="unit" aria-label="unit of the strength of {name}">{_options(_UNITS, row.unit)}</select>'
         f'<span class="hs-edit-raw"{scale}>{escape(raw_value(row, maximum))}</span>'
         f'<label class="hs-edit-when">only where <input type="number" data-field="when" min="0" step="1" value="{when}" '

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -69,8 +68,7 @@ def whole(value: Any, name: str, least: int, most: int) -> int:
     Raises:
         RequestError: for anything else.
     """
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not (number and value == int(value) and least <= value <= most):
+    if not (_number(value) and least <= value <= most and value == int(value)):
         raise RequestError(f"{name} is {shown(value)}: give a whole number from {least:,} to {most:,}.")
     return int(value)
 
@@ -81,10 +79,14 @@ def real(value: Any, name: str, least: float, most: float) -> float:
     Raises:
         RequestError: for anything else.
     """
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not (number and math.isfinite(value) and least <= value <= most):
+    if not (_number(value) and least <= value <= most):
         raise RequestError(f"{name} is {shown(value)}: give a number from {least:g} to {most:g}.")
     return float(value)
+
+
+def _number(value: Any) -> bool:
+    # NaN and infinity are outside all bounds; `math.isfinite` would fail for integers that are no float
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def share(value: Any, name: str) -> float | None:
@@ -111,6 +113,22 @@ def text(value: Any, name: str, most: int = MAX_TEXT, empty: bool = False) -> st
     return value
 
 
+def readable(value: Any, name: str, most: int = MAX_TEXT, empty: bool = False) -> str:
+    """A text of bounded length that a host can read.
+
+    Raises:
+        RequestError: as [`text`], and for half a character, which no tokenizer takes.
+    """
+    given = text(value, name, most, empty)
+    try:
+        given.encode()
+    except UnicodeEncodeError as error:
+        raise RequestError(
+            f"{name} has half a character (a lone surrogate) at place {error.start + 1}: no host reads that. Take it out."
+        ) from error
+    return given
+
+
 def texts(values: Any, name: str) -> list[str]:
     """A list of 1 to 16 texts, together no longer than one may be.
 
@@ -120,7 +138,7 @@ def texts(values: Any, name: str) -> list[str]:
     given = [values] if isinstance(values, str) else values
     if not isinstance(given, Sequence) or not 1 <= len(given) <= MAX_TEXTS:
         raise RequestError(f"{name} is a list of 1 to {MAX_TEXTS} texts.")
-    kept = [text(value, name) for value in given]
+    kept = [readable(value, name) for value in given]
     text("".join(kept), name)
     return kept
 

@@ -99,7 +99,7 @@ class Service(Steered):
             sae: Name of the autoencoder as list_saes gives it, or a repo of the Hub as user/repo or user/repo/folder. Empty: the first one.
             top: Features per token, 1 to 20.
         """
-        text = limits.text(text, "text")
+        text = limits.readable(text, "text")
         top = limits.whole(top, "top", 1, limits.MAX_TOP)
         served = self.catalog.find(sae)
         machine = self._part(served.machine)
@@ -120,7 +120,7 @@ class Service(Steered):
             feature: Number of the feature.
             sae: Name of the autoencoder; empty: the first one.
         """
-        text = limits.text(text, "text")
+        text = limits.readable(text, "text")
         served = self.catalog.find(sae)
         machine = self._part(served.machine)
         feature = limits.whole(feature, "feature", 0, machine.saes[served.name].config.d_sae - 1)
@@ -142,7 +142,7 @@ class Service(Steered):
             order: What comes first: "tf-idf" (strong here, rare elsewhere), "max", "sum" or "mean" of its activations.
             limit: How many features, 1 to 100.
         """
-        prompt = limits.text(prompt, "prompt")
+        prompt = limits.readable(prompt, "prompt")
         order = limits.one_of(order, "order", ORDERS)
         limit = limits.whole(limit, "limit", 1, limits.MAX_HITS)
         served = self.catalog.find(sae)

@@ -89,30 +89,33 @@ def inspect_snippet(origin: Origin, text: str, top: int) -> Snippet:
 
 def steer_snippet(origin: Origin, ask: Ask) -> Snippet:
     """The texts of a steering request."""
-    from ..steering.recipes import rows_from_json
+    from ..steering.recipes import exactly, rows_from_json
 
     rows = [row for row in rows_from_json(ask.edits) if row.on]
     edits = [row.python() for row in rows]
     names = sorted({name for edit in edits for name in _NAMES if f"{name}(" in edit} | _ENGINE)
     head = _pair(origin, "")
-    told = f', Variant("Prompt only", instruction={_quoted(ask.instruction)})' if ask.instruction else ""
-    more = f", *sweep(plan, {list(ask.sweep)})" if ask.sweep else ""
-    off = ', Variant("Ablated", plan.ablated())' if ask.ablation else ""
-    names += ["sweep"] if ask.sweep else []
+    told = str(ask.instruction).strip()
+    variants = ['Variant("Baseline")']
+    variants += ['Variant("Steered", plan)'] if rows else []
+    variants += ['Variant("Ablated", plan.ablated())'] if rows and ask.ablation else []
+    variants += [f'Variant("Prompt only", instruction={_quoted(told)})'] if told else []
+    variants += [f"*sweep(plan, {list(ask.sweep)})"] if rows and ask.sweep else []
+    names += ["sweep"] if rows and ask.sweep else []
     prompt = [{"role": "user", "content": str(ask.prompt)}] if ask.chat else str(ask.prompt)
-    sampling = f"Sampling({float(ask.temperature):g}, top_p={float(ask.top_p):g}, seed={int(ask.seed)})"
+    sampling = f"Sampling({exactly(ask.temperature)}, top_p={exactly(ask.top_p)}, seed={int(ask.seed)})"
     lines = [
         *head[:1],
         f"from hf_sae.steering import {', '.join(names)}",
         *head[1:],
         f'plan = SteeringPlan({{"": [{", ".join(edits)}]}}, {_quoted(ask.positions)})',
-        f'variants = (Variant("Baseline"), Variant("Steered", plan){off}{told}{more})',
+        f"variants = ({', '.join(variants)},)",
         f"request = SteeringRequest({prompt!r}, variants, {int(ask.max_new_tokens)}, {sampling})",
         'with SteeringEngine(host, tokenizer, {"": sae}) as engine:',
         "    for stream in engine.generate(request):",
         "        print(stream.name, stream.coherence, repr(stream.text))",
     ]
-    return Snippet(_text(lines), _steer_command(origin, ask, rows))
+    return Snippet(_text(lines), _steer_command(origin, ask, rows) if rows else "")
 
 
 _ENGINE = {"Sampling", "SteeringEngine", "SteeringPlan", "SteeringRequest", "Variant"}
@@ -120,27 +123,36 @@ _NAMES = ("OfMax", "OfNorm", "ablate", "add", "clamp", "scale", "when")
 
 
 def _steer_command(origin: Origin, ask: Ask, rows: Sequence[EditRow]) -> str:
-    units = {"max": "x", "norm": "n", "latent": ""}
+    from ..steering.recipes import exactly
+
     arguments = ["--subfolder", origin.subfolder] if origin.subfolder else []
     for row in rows:
-        strength = (
-            ""
-            if row.operation == "ablate"
-            else f"={row.strength:g}{'' if row.operation == 'scale' else units[row.unit]}"
-        )
-        trigger = "" if row.when is None else f"@{row.when}"
-        arguments += ["--feature", f"{row.operation}:{row.feature}{strength}{trigger}"]
+        arguments += ["--feature", _edit_option(row)]
     arguments += [f"--prompt={ask.prompt}", "--max-new-tokens", str(int(ask.max_new_tokens))]
     if ask.sweep:
-        arguments += ["--sweep", ",".join(f"{factor:g}" for factor in ask.sweep)]
+        arguments += ["--sweep", ",".join(map(exactly, ask.sweep))]
     arguments += ["--ablation"] if ask.ablation else []
-    arguments += [f"--instruction={ask.instruction}"] if ask.instruction else []
+    told = str(ask.instruction).strip()
+    arguments += [f"--instruction={told}"] if told else []
     arguments += ["--chat"] if ask.chat else []
     arguments += ["--positions", ask.positions] if ask.positions != "all" else []
     if float(ask.temperature):
-        arguments += ["--sample", "--temperature", f"{float(ask.temperature):g}", "--top-p", f"{float(ask.top_p):g}"]
+        arguments += ["--sample", "--temperature", exactly(ask.temperature), "--top-p", exactly(ask.top_p)]
         arguments += ["--seed", str(int(ask.seed))]
     return _command("hf-sae steer", origin.sae, *arguments, *_host(origin))
+
+
+def _edit_option(row: EditRow) -> str:
+    """An edit as `hf-sae steer --feature` reads it."""
+    from ..steering.recipes import exactly
+
+    trigger = "" if row.when is None else f"@{row.when}"
+    if row.operation == "ablate":
+        return f"ablate:{row.feature}{trigger}"
+    if row.operation == "add" and row.strength == 0:
+        return f"scale:{row.feature}=1{trigger}"  # to the command, adding nothing means ablating
+    unit = "" if row.operation == "scale" else {"max": "x", "norm": "n", "latent": ""}[row.unit]
+    return f"{row.operation}:{row.feature}={exactly(row.strength)}{unit}{trigger}"
 
 
 def _sae(origin: Origin) -> list[str]:

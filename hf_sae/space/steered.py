@@ -81,5 +81,13 @@ class Steered:
         with words():
             return served.presets
 
+    def recorded_maximum(self, feature: int, sae: str = "") -> float | None:
+        """What strengths in maxima are multiples of, where the autoencoder is there and has one recorded that is not 0."""
+        served = self.catalog.find(sae)
+        stats = None if served.sae is None else served.sae.feature_stats
+        if stats is None or not 0 <= feature < len(stats["maximum"]):
+            return None
+        return float(stats["maximum"][feature]) or None
+
     def _part(self, part: Later[Any]) -> Any:
         return part.get(self.patience)

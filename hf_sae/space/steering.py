@@ -62,7 +62,7 @@ class Ask:
         """
         from ..steering import Sampling, SteeringRequest
 
-        prompt: Any = limits.text(self.prompt, "prompt")
+        prompt: Any = limits.readable(self.prompt, "prompt")
         rows = edit_rows(self.edits, known, sae)
         plan = _plan(rows, limits.one_of(self.positions, "positions", POSITIONS))
         sampling = Sampling(
@@ -78,7 +78,7 @@ class Ask:
     def _variants(self, plan: SteeringPlan) -> tuple[Any, ...]:
         from ..steering import Variant, sweep
 
-        told = limits.text(self.instruction, "instruction", limits.MAX_QUERY, empty=True).strip()
+        told = limits.readable(self.instruction, "instruction", limits.MAX_QUERY, empty=True).strip()
         variants = [Variant("Baseline")]
         variants += [Variant("Steered", plan)] if plan else []
         variants += [Variant("Ablated", plan.ablated())] if plan and self.ablation is True else []
@@ -112,12 +112,16 @@ def edit_rows(edits: Any, known: Sequence[str], sae: str) -> list[EditRow]:
 
 def stream_json(stream: Stream) -> Json:
     """One continuation."""
-    found = stream.to_dict()
-    gauge = found["coherence"]
-    found["coherence"] = gauge and {
-        key: finite(value) if isinstance(value, float) else value for key, value in gauge.items()
-    }
-    return found
+    return _finite(stream.to_dict())
+
+
+def _finite(value: Any) -> Any:
+    """The same without what JSON has no number for: a host that rules tokens out has infinite surprise."""
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_finite(each) for each in value]
+    return finite(value) if isinstance(value, float) else value
 
 
 def _plan(rows: list[EditRow], positions: str) -> SteeringPlan:

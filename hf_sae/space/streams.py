@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -44,11 +44,11 @@ def _view(stream: Stream, place: int | None) -> StreamView:
     )
 
 
-def token_features(token: Json, labels: Mapping[int, str | None]) -> str:
+def token_features(token: Json, labels: Sequence[str | None]) -> str:
     """The strongest features of a generated token, each with a button that adds it to the edits."""
     if not token["latents"]:
         return '<p class="hs-app-note">Nothing is known of this token yet: its features come one step after it.</p>'
-    lines = "".join(_feature(one, labels.get(one["latent"])) for one in token["latents"])
+    lines = "".join(_feature(one, label) for one, label in zip(token["latents"], labels, strict=True))
     return (
         f'<p class="hs-app-note">Strongest features at “{escape(token["text"])}”:</p><ul class="hs-found">{lines}</ul>'
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -62,7 +61,7 @@ class EditRow:
         for name in ("feature", "when"):
             value = getattr(self, name)
             if not (name == "when" and value is None) and (type(value) is not int or not 0 <= value < 2**31):
-                raise DataError(f"{name}={value!r} is not the index of a latent. Give a whole number from 0.")
+                raise DataError(f"{name}={_short(value)} is not the index of a latent. Give a whole number from 0.")
         _one_of("operation", self.operation, OPERATIONS)
         _one_of("unit", self.unit, UNITS)
         if type(self.on) is not bool or not isinstance(self.sae, str) or len(self.sae) > MAX_TEXT:
@@ -70,9 +69,11 @@ class EditRow:
         if (
             not isinstance(self.strength, (int, float))
             or isinstance(self.strength, bool)
-            or not _bounded(self.strength)
+            or not -MAX_STRENGTH <= self.strength <= MAX_STRENGTH  # false for NaN
         ):
-            raise DataError(f"strength={self.strength!r}: give a number from -{MAX_STRENGTH:g} to {MAX_STRENGTH:g}.")
+            raise DataError(
+                f"strength={_short(self.strength)}: give a number from -{MAX_STRENGTH:g} to {MAX_STRENGTH:g}."
+            )
         object.__setattr__(self, "strength", float(self.strength))
 
     @classmethod
@@ -101,7 +102,7 @@ class EditRow:
 
     def python(self) -> str:
         """The same as Python source."""
-        strength = f"{self.strength:g}"
+        strength = exactly(self.strength)
         if self.operation != "scale":
             strength = {"max": f"OfMax({strength})", "norm": f"OfNorm({strength})", "latent": strength}[self.unit]
         call = {
@@ -109,6 +110,12 @@ class EditRow:
             "ablate": f"ablate({self.feature})",
         }.get(self.operation, f"{self.operation}({{{self.feature}: {strength}}})")
         return call if self.when is None else f"when({call}, {self.when})"
+
+
+def exactly(value: float) -> str:
+    """A number in as few digits as bring the same number back: `2`, `0.1`, `1.23456789`."""
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)
 
 
 def rows_from_json(rows: Any) -> list[EditRow]:
@@ -217,10 +224,6 @@ def save_presets(folder: str | Path, presets: Sequence[Preset]) -> Path:
     path = Path(folder) / PRESETS
     write_json({"presets": [preset.to_json() for preset in presets]}, path)
     return path
-
-
-def _bounded(value: float) -> bool:
-    return math.isfinite(value) and abs(value) <= MAX_STRENGTH
 
 
 def _one_of(name: str, value: Any, allowed: Sequence[str]) -> None:

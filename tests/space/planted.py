@@ -12,6 +12,7 @@ from hf_sae.features.harvest import harvest
 from hf_sae.features.reading import FeatureDataset
 from hf_sae.features.writing import FeatureWriter
 from hf_sae.models import StandardConfig, StandardSAE
+from hf_sae.steering.recipes import EditRow, Preset, save_presets
 
 
 WORDS = ("import", " self", " return", "def", " None", " os", " for", " with", ' """', "class", " raise")
@@ -20,6 +21,7 @@ DEAD = len(WORDS)
 D_SAE = DEAD + 1
 EVIL = "<img src=x onerror=window.broken=1>"
 LABEL = "self in methods <b onclick=alert(1)>bold</b>"
+PRESET = Preset("More imports", (EditRow(IMPORT, strength=3.0), EditRow(OS, "ablate")), "", "x = 1", "generated")
 TEXTS = [
     "import os\nimport sys\n\ndef main(path):\n    return None\n",
     'class Reader:\n    """Reads."""\n\n    def read(self):\n        return self.file.read()\n',
@@ -45,6 +47,11 @@ def make_sae(host: torch.nn.Module, tokenizer: object) -> StandardSAE:
         sae.encoder.bias.fill_(-3.0)
         sae.encoder.bias[DEAD] = -1000.0
         sae.decoder.weight[DEAD, 0] = 1.0
+    sae.feature_stats = {
+        "density": torch.full((D_SAE,), 0.01),
+        "maximum": torch.ones(D_SAE),
+    }  # as evaluation writes them
+    sae.feature_stats["maximum"][DEAD] = 0.0
     return sae
 
 
@@ -53,6 +60,7 @@ def write(folder: Path) -> Path:
     host, tokenizer = default_host()
     sae = make_sae(host, tokenizer)
     sae.save_pretrained(folder / "planted")
+    save_presets(folder / "planted", [PRESET])
     (folder / "planted" / "README.md").write_text(CARD)
     found = harvest(sae, host, tokenizer, TEXTS, folder / "plain", n_tokens=10**6, context_length=64, progress=False)
     _with_labels(found, folder / "planted-features")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import limits, snippets
 from .. import streams as views
-from ..asked import OPTIONS, address, rows_of
+from ..asked import OPTIONS, address, options_of, rows_of
 from ..edit_table import edit_table
 from ..limits import RequestError
 from ..links import read_link
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import gradio as gr
 
     from ...steering import SteeringRun
+    from ...steering.recipes import Preset
 
 PROMPT = "import os\n\ndef main("
 FRAME = 0.05  # seconds between two pictures of the texts
@@ -61,7 +62,7 @@ class Steer:
             label="Prompt", value=PROMPT, lines=3, max_lines=10, max_length=limits.MAX_TEXT, elem_id="hs-steer-prompt"
         )
         self.chat = gr.Checkbox(label="The prompt is a message to a chat model", value=False)
-        self.table = gr.HTML(edit_table([], {}, {}), elem_id="hs-edit-table", min_height=60)
+        self.table = gr.HTML(edit_table([], [], []), elem_id="hs-edit-table", min_height=60)
         with gr.Row(elem_classes="hs-bar"):
             self.number = gr.Number(
                 label="Add feature", precision=0, minimum=0, elem_id="hs-steer-feature", min_width=110
@@ -89,7 +90,7 @@ class Steer:
 
     @property
     def asked(self) -> list[Any]:
-        """What a run depends on, in the order of [`Steer.ask`]."""
+        """What a run depends on."""
         return [
             self.prompt, self.edits, self.tokens, self.temperature, self.top_p, self.seed, self.sweep, self.ablation, self.told,
             self.positions, self.chat,
@@ -181,26 +182,31 @@ class Steer:
         query = address(ask, self.page.named(sae))
         try:
             snippet = snippets.steer_snippet(self.page.service.catalog.find(sae).origin, ask)
-        except RequestError:
+        except (ValueError, TypeError, OverflowError):  # what cannot be run is not copied; running it says why
             return query, ["", ""]
         return query, [snippet.python, snippet.command]
 
-    def added(self, sae: str, edits: str, feature: float | None) -> list[Any]:
-        """The edits with one more feature."""
+    def added(self, sae: str, edits: str, feature: float | None, of: str = "") -> list[Any]:
+        """The edits with one more feature; `of` is its autoencoder where that is another one than the chosen."""
         rows = rows_of(edits)
         if feature is not None and 0 <= feature <= limits.MAX_FEATURE:
-            rows = [row for row in rows if row.get("feature") != int(feature)]
-            rows.append({"feature": int(feature), "strength": STRENGTH, "unit": self._unit(sae, int(feature))})
+            of = "" if of == sae else of
+            new = (int(feature), of)
+            rows = [row for row in rows if (row.get("feature"), self._other(row, sae)) != new]
+            rows.append({"feature": new[0], "strength": STRENGTH, "unit": self._unit(of or sae, new[0]), "sae": of})
         return self.drawn(sae, rows)
 
+    def _other(self, row: dict[str, Any], sae: str) -> Any:
+        return "" if row.get("sae") == sae else row.get("sae") or ""
+
     def _unit(self, sae: str, feature: int) -> str:
-        """Maxima where one was recorded, else norms."""
-        served = self.page.service.catalog.find(sae).sae
-        stats = None if served is None else served.feature_stats
-        known = served is None or (
-            stats is not None and feature < len(stats["maximum"]) and float(stats["maximum"][feature]) > 0
-        )
-        return "max" if known else "norm"
+        """Maxima where one was recorded, else norms; maxima while nobody knows."""
+        loaded = self._served(sae) and self.page.service.catalog.find(sae).sae is not None
+        return "max" if not loaded or self.page.service.recorded_maximum(feature, sae) else "norm"
+
+    def _served(self, sae: str) -> bool:
+        # a name in an edit of a link loads nothing
+        return not sae or any(served.name == sae for served in self.page.service.catalog.served())
 
     def changed(self, sae: str, edits: str, message: str) -> list[Any]:
         """What a click in the table or on a found feature asks for."""
@@ -212,8 +218,8 @@ class Steer:
             if "remove" in facts:
                 rows.pop(int(facts["remove"]))
             elif "add" in facts:
-                return self.added(sae, edits, float(facts["add"]))
-        except (ValueError, TypeError, IndexError):
+                return self.added(sae, edits, float(facts["add"]), str(facts.get("sae") or ""))
+        except (ValueError, TypeError, IndexError, OverflowError, RecursionError):
             return [gr.skip()] * 2
         return self.drawn(sae, rows)
 
@@ -226,26 +232,37 @@ class Steer:
             known = rows_from_json(rows)
         except DataError as error:
             return ["[]", notice(str(error), "problem")]
-        service = self.page.service
-        labels = {row.feature: label for row in known if (label := service.label(row.feature, sae))}
-        maxima = {row.feature: maximum for row in known if (maximum := service.maximum(row.feature, sae))}
+        facts = [self._known(row.feature, row.sae or sae) for row in known]
+        labels, maxima = [label for label, _ in facts], [maximum for _, maximum in facts]
         return [json.dumps([row.to_json() for row in known]), edit_table(known, labels, maxima)]
+
+    def _known(self, feature: int, sae: str) -> tuple[str | None, float | None]:
+        """Label of a feature, and the maximum that strengths are multiples of: the dataset's until the other is there."""
+        service = self.page.service
+        if not self._served(sae):
+            return None, None
+        loaded = service.catalog.find(sae).sae is not None
+        maximum = service.recorded_maximum(feature, sae) if loaded else service.maximum(feature, sae)
+        return service.label(feature, sae), maximum
 
     def presets(self, sae: str) -> Any:
         """The choice of presets, where there are any."""
         import gradio as gr
 
-        try:
-            names = [preset.name for preset in self.page.service.presets(sae)]
-        except RequestError:
-            names = []
+        names = [preset.name for preset in self._presets(sae)]
         return gr.Dropdown(names, visible=bool(names), value=None)
+
+    def _presets(self, sae: str) -> list[Preset]:
+        try:
+            return self.page.service.presets(sae)
+        except RequestError:  # a damaged file is its author's to see
+            return []
 
     def preset_chosen(self, sae: str, name: str) -> list[Any]:
         """The edits, prompt and positions of a preset."""
         import gradio as gr
 
-        chosen = next((preset for preset in self.page.service.presets(sae) if preset.name == name), None)
+        chosen = next((preset for preset in self._presets(sae) if preset.name == name), None)
         if chosen is None:
             return [gr.skip()] * 4
         rows = [row.to_json() for row in chosen.rows]
@@ -258,7 +275,7 @@ class Steer:
             token = result[int(facts["row"])]["tokens"][int(facts["position"])]
         except (ValueError, TypeError, KeyError, IndexError):
             return ""
-        labels = {one["latent"]: self.page.service.label(one["latent"], sae) for one in token["latents"]}
+        labels = [self._known(one["latent"], one["sae"])[0] for one in token["latents"]]
         return views.token_features(token, labels)
 
     def opened(self, asked: str, sae: str) -> list[Any]:
@@ -268,7 +285,8 @@ class Steer:
         link = read_link(asked)
         if link.tab != "steer":
             return [gr.skip()] * len(self.settings)
-        told = (link.options.get(name, gr.skip()) for name in OPTIONS)
+        given = options_of(link)
+        told = (given.get(name, gr.skip()) for name in OPTIONS)
         return [*self.drawn(link.sae or sae, list(link.edits)), link.prompt or gr.skip(), *told]
 
     def from_feature(self, sae: str, edits: str, feature: float | None) -> list[Any]:

@@ -8,6 +8,9 @@ from torch import Tensor
 from .request import Sampling
 
 
+COLD = 1e-6  # below it noise decides between logits within 4e-5 only, and float32 cannot divide by it for long
+
+
 class Sampler:
     """Adds the same Gumbel noise to every variant's log-probabilities (the Gumbel-max trick: Gumbel, 1954).
 
@@ -24,7 +27,7 @@ class Sampler:
 
     def choose(self, logits: Tensor) -> list[int]:
         """One token for each row of `logits` `[variants, vocabulary]`; call it once per step, in order."""
-        if self.sampling.temperature == 0:
+        if self.sampling.temperature < COLD:
             return logits.argmax(-1).tolist()
         scores = self._filtered(logits.float().cpu() / self.sampling.temperature)
         uniform = torch.rand(logits.shape[-1], generator=self._generator, dtype=torch.float64)
