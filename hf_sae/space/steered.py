@@ -11,7 +11,7 @@ from .steering import Ask, stream_json
 
 
 if TYPE_CHECKING:
-    from ..steering import SteeringRun
+    from ..steering import SteeringRun, Stream
     from ..steering.recipes import Preset
 
 MAX_SECONDS = 120.0  # of one request of a program
@@ -27,6 +27,7 @@ class Steered:
 
     def __init__(self, catalog: Catalog, patience: float = PATIENCE) -> None:
         self.catalog, self.patience = catalog, patience
+        self.streams_here = True  # not on ZeroGPU: there the host decodes in another process
 
     def steer(
         self,
@@ -58,14 +59,18 @@ class Steered:
             chat: Read the prompt through the chat template of the host.
         """
         ask = Ask(prompt, edits, max_new_tokens, temperature, top_p, seed, sweep, False, instruction, positions, chat)
+        streams = self.finished_streams(ask, sae)
+        return {"sae": self.catalog.find(sae).name, "prompt": prompt, "streams": [stream_json(s) for s in streams]}
+
+    def finished_streams(self, ask: Ask, sae: str = "") -> tuple[Stream, ...]:
+        """The texts of a request once they have ended; on ZeroGPU this is what runs on the device."""
         with self.start_steering(ask, sae) as run:
             try:
-                streams = run.result(MAX_SECONDS)
+                return run.result(MAX_SECONDS)
             except TimeoutError as error:
                 raise RequestError(
                     f"it took more than {MAX_SECONDS:.0f} s. Ask for fewer tokens or variants."
                 ) from error
-        return {"sae": self.catalog.find(sae).name, "prompt": prompt, "streams": [stream_json(s) for s in streams]}
 
     def start_steering(self, ask: Ask, sae: str = "") -> SteeringRun:
         """The running texts of a request; leaving its `with` stops them."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .service import Service
 
 SECONDS = 20  # of the device for one call
-ON_GPU = ("inspect_text", "activations_on", "top_features_for_prompt", "contrast_texts", "steer")
+ON_GPU = ("inspect_text", "activations_on", "top_features_for_prompt", "contrast_texts", "finished_streams")
 
 
 def is_zero() -> bool:
@@ -31,6 +31,7 @@ def is_zero() -> bool:
 def on_gpu(service: Service, names: tuple[str, ...] = ON_GPU, seconds: int = SECONDS) -> None:
     """Makes these functions of a service take the device for their time."""
     spaces: Any = importlib.import_module("spaces")
+    service.streams_here = False
     for name in names:
         function = getattr(service, name)
         setattr(service, name, _handed_over(function, spaces.GPU(duration=seconds)(_in_words(function))))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import runpy
 import sys
 import types
@@ -19,6 +20,7 @@ from hf_sae.space import zero
 from hf_sae.space.limits import RequestError
 from hf_sae.space.publishing import space_files
 from hf_sae.space.serve import SpaceSettings
+from hf_sae.space.service import Service
 from tests.local_hub import TOKEN, LocalHub
 from tests.local_hub.client import Client
 
@@ -130,7 +132,8 @@ def test_on_zero_gpu_calls_take_the_device_and_errors_keep_their_words(folder: P
             def call(*args: Any, **kwargs: Any) -> Any:
                 taken.append(duration)
                 try:
-                    return function(*args, **kwargs)
+                    sent = pickle.loads(pickle.dumps((args, kwargs)))
+                    return pickle.loads(pickle.dumps(function(*sent[0], **sent[1])))
                 except Exception as error:  # what the real one does: only the class arrives
                     raise RuntimeError("ZeroGPU worker error") from error
 
@@ -148,4 +151,22 @@ def test_on_zero_gpu_calls_take_the_device_and_errors_keep_their_words(folder: P
         service.inspect_text("")
     service.get_feature(0)
     assert taken == [zero.SECONDS] * 2, "browsing takes no device"
+    edits = [{"feature": 0, "strength": 4.0, "unit": "latent"}]
+    alone = Service(service.catalog).steer("import os", edits, max_new_tokens=4)
+    assert service.steer("import os", edits, max_new_tokens=4) == alone
+    assert len(taken) == 3
+    assert not service.streams_here, "the tab asks for whole texts"
+    (shown,) = _steer_tab(service, edits)
+    assert [len(stream["tokens"]) for stream in shown[1]] == [4, 4]
     service.catalog.close()
+
+
+def _steer_tab(service: Service, edits: list[Any]) -> list[Any]:
+    """What the tab shows of a run, with Gradio's components left out."""
+    from hf_sae.space.tabs.steer import Steer
+
+    tab = object.__new__(Steer)
+    tab.page = types.SimpleNamespace(service=service, named=lambda sae: "")
+    tab._runs = {}
+    request = types.SimpleNamespace(session_hash="a")
+    return list(tab.run(request, "", "import os", json.dumps(edits), 4, 0.0, 1.0, 0, False, False, "", "all", False))

@@ -152,6 +152,10 @@ class Steer:
         link, copied = self.said(sae, ask)
         self.halt(request)
         try:
+            if not self.page.service.streams_here:
+                streams = self.page.service.finished_streams(ask, sae)
+                yield [views.columns(streams, ask), [stream_json(stream) for stream in streams], link, *copied]
+                return
             run = self.page.service.start_steering(ask, sae)
         except RequestError as error:
             yield [problem(error), None, link, *copied]
