@@ -131,20 +131,8 @@ class Steer:
             ablation: bool, told: str, positions: str, chat: bool) -> Ask:  # fmt: skip
         """What the components say."""
         factors = [0.25, 0.5, 2.0, 4.0] if sweep else []
-        return Ask(
-            prompt,
-            rows_of(edits),
-            tokens,
-            temperature,
-            top_p,
-            seed,
-            factors,
-            ablation,
-            told or "",
-            positions,
-            chat,
-            trace=True,
-        )
+        sampling = (tokens, temperature, top_p, seed)
+        return Ask(prompt, rows_of(edits), *sampling, factors, ablation, told or "", positions, chat, trace=True)
 
     def run(self, request: gr.Request, sae: str, *given: Any) -> Generator[list[Any]]:
         """The texts while they grow; the visitor's earlier ones end."""
