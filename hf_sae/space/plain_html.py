@@ -44,6 +44,8 @@ class _Cleaner(HTMLParser):
             self.handle_endtag(tag)
 
     def handle_endtag(self, tag: str) -> None:
+        if tag not in KEPT:
+            self.parts.append(escape(f"</{tag}>"))
         if tag not in self.open:  # never opened here: what it would close is not ours
             return
         while self.open:

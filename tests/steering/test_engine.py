@@ -138,7 +138,9 @@ def test_a_conditional_edit_holds_only_where_its_trigger_fires(engine, host, tok
     latents = sae.encode(clean[0])
     fires = (latents[1:] > 0).sum(0)  # BOS is not steered
     trigger = int((fires >= 3).nonzero()[0])
-    above = latents[1:, trigger].detach().sort().values[-2].item()  # it fires on three tokens, and more than this on one
+    above = (
+        latents[1:, trigger].detach().sort().values[-2].item()
+    )  # it fires on three tokens, and more than this on one
     with torch.no_grad(), steer(host, sae, when(add({3: 5.0}), trigger, above)), capture(host, tiny.POINT) as acts:
         host(inputs)
     expected = clean.clone()
