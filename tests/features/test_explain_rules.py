@@ -15,7 +15,7 @@ from hf_sae.features.explaining.latents import Latents
 from hf_sae.features.explaining.ngram import RuleDetector, _Search
 from hf_sae.features.explaining.rules import Rule
 from hf_sae.features.explaining.splitting import AFTER, BEFORE
-from hf_sae.features.explaining.vocabulary import Vocabulary, listing, quoted
+from hf_sae.features.explaining.vocabulary import TokenSet, Vocabulary, listing, quoted
 from hf_sae.features.explaining.windows import Windows
 from tests.features.planted import WORDS, Fires, at_random, documents, opened, plant
 
@@ -219,6 +219,15 @@ def test_tokens_read_as_people_write_them():
     assert listing(["\n    ", "\n  ", "\n        "]) == "a newline followed by 2, 4 or 8 spaces"
     assert listing([" if", "if", "elif"]) == '"if" or "elif"'
     assert listing(["a", " "]) == '"a" or a space'
+
+
+def test_docstring_quotes_are_called_what_people_search_for():
+    def rule(text: str) -> Rule:
+        return Rule(TokenSet(f"the token {text!r}", np.zeros(1, bool), (text,)))
+
+    assert rule(' """').text.endswith(" (docstring quotes)")
+    assert rule("'''").text.endswith(" (docstring quotes)")
+    assert "docstring" not in rule('""').text
 
 
 def test_a_rule_never_means_special_or_absent_tokens(folder: Path):

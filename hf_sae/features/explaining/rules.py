@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
 
 from .vocabulary import TokenSet, listing, quoted
 from .windows import Windows
+
+
+# signs that people look for by another name than their own
+_MEANINGS = ((re.compile(r"\"{3}|'{3}"), "docstring quotes"),)
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,7 @@ class Rule:
             words = f"{words or 'words'} on a line that starts with {_alternatives(self.line)}"
         if self.following is not None:
             words = f"{words or 'what comes'} before {_alternatives(self.following)}"
-        return words
+        return words + "".join(f" ({meaning})" for sign, meaning in _MEANINGS if sign.search(words))
 
 
 def _preceding(before: tuple[TokenSet, ...]) -> str:
