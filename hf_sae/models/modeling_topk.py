@@ -18,7 +18,7 @@ from .configuration_sae import SAEConfig, strict_config
 from .modeling_sae import SAE, Norm
 from .outputs import Pass, TrainingState
 from .sparse_code import SparseCode
-from .sparse_ops import SelectedPreActivations, top_k
+from .sparse_ops import select_pre_activations, select_rows, top_k
 
 
 SCALE_TOKENS = 4096  # activations that the length of the encoder rows is fitted to
@@ -91,12 +91,12 @@ class TopKSAE(SAE):
     def _select_sparsely(self, x: Tensor, k: int, norm: Norm | None) -> SparseCode:
         rows = x.reshape(-1, x.shape[-1])
         shift = self.decoder() if self.config.subtracts_bias else None
-        with torch.no_grad():
-            pre = F.linear(rows if shift is None else rows - shift, self.encoder.weight, self.encoder.bias)
-            indices = top_k(pre, k)
-        values = SelectedPreActivations.apply(rows, self.encoder.weight, self.encoder.bias, shift, pre, indices)
-        shape = (*x.shape[:-1], k)
-        return SparseCode(torch.relu(values).view(shape), indices.view(shape), None, self.config.d_sae, norm)
+        encoder = (self.encoder.weight, self.encoder.bias)
+        values, indices, transposed = select_pre_activations(rows, encoder, shift, k)
+        shape, d_sae = (*x.shape[:-1], k), self.config.d_sae
+        return SparseCode(
+            torch.relu(values).view(shape), indices.view(shape), None, d_sae, norm, transposed=transposed
+        )
 
     def _encoder_is_plain(self) -> bool:
         # LoRA, quantised and offloaded encoders, and encoders with hooks, must be called as modules
@@ -116,14 +116,14 @@ class TopKSAE(SAE):
         if self.config.subtracts_bias:
             x = x - self.decoder().detach()
         if self._encoder_is_plain():
-            pre = F.linear(x.detach(), self.encoder.weight[index], self.encoder.bias[index])
+            pre = F.linear(x.detach(), select_rows(self.encoder.weight, index), self.encoder.bias[index])
         else:  # rows of `weight` would be the base's, and the adapter of a dead latent would get no gradient
             pre = self.encoder(x.detach())[..., index]
         values, chosen = pre.topk(k_aux, dim=-1, sorted=False)
         latents = torch.zeros_like(pre).scatter(-1, chosen, torch.relu(values))
         left_over = result.error.detach().reshape(-1, result.error.shape[-1])
         norm = None if result.norm is None else (result.norm[0].reshape(-1, 1), result.norm[1].reshape(-1, 1))
-        error = left_over - self.to_output_units(latents @ self.decoder.weight[index], norm)
+        error = left_over - self.to_output_units(latents @ select_rows(self.decoder.weight, index), norm)
         # few dead latents must not each be pulled as hard as many would be
         scale = self.config.aux_coefficient * (k_aux / wanted) / result.state.normaliser
         return {"auxk": scale * error.square().sum(-1).mean()}

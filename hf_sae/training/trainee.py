@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..errors import ConfigError, DataError, HookPointError
 from ..models import SAE, SparseCode, TrainingState
 from .arguments import SAETrainingArguments
+from .optimizer import RowAdam
 
 
 Batch = Tensor | tuple[Tensor, Tensor] | dict[str, Tensor]
@@ -25,7 +26,7 @@ class Trainee:
     name: str
     sae: SAE
     wrapped: nn.Module
-    optimizer: torch.optim.Optimizer
+    optimizer: RowAdam
     state: TrainingState
     fvu: float = math.nan
     loss: float = math.nan
@@ -43,7 +44,11 @@ class Trainee:
             )
         groups = [{"params": [p], "factor": sae.learning_rate_factors.get(key, 1.0)} for key, p in named]
         betas = (args.adam_beta1, args.adam_beta2)
-        optimizer = torch.optim.Adam(groups, lr=1.0, betas=betas, eps=args.adam_epsilon, fused=fused)
+        sparse = [p for key, p in named if key in ("encoder.weight", "decoder.weight")]
+        unit = [p for key, p in named if key == "decoder.weight" and sae.unit_norm_decoder]
+        optimizer = RowAdam(
+            groups, unit_rows=unit, factored=sparse, lr=1.0, betas=betas, eps=args.adam_epsilon, fused=fused
+        )
         state = TrainingState(total_steps=args.total_steps, dead_after_tokens=args.dead_window)
         state.tokens_since_fired = torch.zeros(sae.config.d_sae, dtype=torch.long, device=accelerator.device)
         wrapped = accelerator.prepare_model(sae)
@@ -114,11 +119,11 @@ class Trainee:
             fvu = fvu + output.losses["reconstruction"].detach() * share
         self.loss, self.fvu = float(loss), float(fvu)
         self._require_finite(x, target)
-        self.sae.project_gradients()
+        clip = None
         if args.max_grad_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self.sae.parameters(), args.max_grad_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+            clip = (args.max_grad_norm / (self.optimizer.norm() + 1e-6)).clamp_max(1.0)
+        self.optimizer.update(clip)
+        self.optimizer.zero_grad()
         self._count(fired, x.shape[0], accelerator)
         self.sae.after_step(self.state, output)
 
