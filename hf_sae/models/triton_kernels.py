@@ -105,11 +105,12 @@ def place_kernel(
     BINS: tl.constexpr,
     CHUNK: tl.constexpr,
     BLOCK: tl.constexpr,
+    STEP: tl.constexpr,
 ):
     """One stable pass of the sort: where a key goes is the start of its digit's run in its chunk plus its rank there.
 
     `ends` is the inclusive sum of the counts by digit, then chunk. Counted from the end of the run, a rank is the number of keys
-    from here to the end of the chunk that have the same digit, found by comparing blocks of `BLOCK` x `BLOCK`.
+    from here to the end of the chunk that have the same digit, found by comparing `BLOCK` x `STEP` at a time.
     """
     start = tl.program_id(0) * BLOCK
     at = start + tl.arange(0, BLOCK)
@@ -118,8 +119,8 @@ def place_kernel(
     digits = (key >> shift) & (BINS - 1)
     after = tl.zeros([BLOCK], tl.int32)
     chunk_end = tl.minimum((start // CHUNK + 1) * CHUNK, n)
-    for other_start in range(start, chunk_end, BLOCK):
-        other = other_start + tl.arange(0, BLOCK)
+    for other_start in range(start, chunk_end, STEP):
+        other = other_start + tl.arange(0, STEP)
         other_digits = (tl.load(keys + other, mask=other < n, other=0) >> shift) & (BINS - 1)
         same = (digits[:, None] == other_digits[None, :]) & (other[None, :] >= at[:, None]) & (other < n)[None, :]
         after += tl.sum(same.to(tl.int32), axis=1)

@@ -26,6 +26,8 @@ from torch import Tensor
 
 SEGMENT = 256  # entries of a latent that one program sums: a latent that fires on every token is shared by many
 SINGLE_GATHER_K = 256
+# said at every launch, since triton is about to change its default: results would change with its version
+FUSED = {"enable_fp_fusion": True}
 
 
 def available(tensor: Tensor) -> bool:
@@ -75,7 +77,11 @@ def power_of_two(n: int, at_least: int = 1) -> int:
 def _tile(rows: int, d: int, elements: int = 8192) -> dict[str, int]:
     """Columns of a tile of `rows` rows, and the warps that work on it."""
     width = min(max(elements // rows, 32), 256, power_of_two(d, 16))
-    return {"BLOCK_D": width, "num_warps": min(8, max(1, rows * width // 1024))}
+    return {"BLOCK_D": width, "num_warps": min(8, max(1, rows * width // 1024)), **FUSED}
+
+
+def _float32(like: Tensor, rows: int, columns: int) -> Tensor:
+    return like.new_empty(rows, columns, dtype=torch.float32)
 
 
 def _check_code(values: Tensor | None, indices: Tensor, rows: Tensor | None, weight: Tensor) -> None:
@@ -137,7 +143,7 @@ def error_and_dots(values: Tensor, indices: Tensor, weight: Tensor, target: Tens
         rest = target.float() - decode(values, indices, weight, torch.float32)
         return rest.to(target.dtype), dots(rest, indices, weight)
     values, indices, weight, target = (t.detach().contiguous() for t in (values, indices, weight, target))
-    error, products = torch.empty_like(target), target.new_empty(n, k, dtype=torch.float32)
+    error, products = torch.empty_like(target), _float32(target, n, k)
     if n:
         block_k = power_of_two(k)
         with on_device_of(weight):
@@ -158,7 +164,7 @@ def dots(rows: Tensor, indices: Tensor, weight: Tensor) -> Tensor:
     _check_code(None, indices, rows, weight)
     rows, indices, weight = (t.detach().contiguous() for t in (rows, indices, weight))
     (n, k), d = indices.shape, weight.shape[1]
-    out = weight.new_empty(n, k, dtype=torch.float32)
+    out = _float32(weight, n, k)
     if out.numel():
         block_k = min(power_of_two(k), 32)
         with on_device_of(weight):
@@ -192,14 +198,14 @@ def transpose(indices: Tensor, d_sae: int) -> tuple[Tensor, Tensor]:
     bits = max((d_sae - 1).bit_length(), 1)
     passes = -(-bits // 10) if n else 0
     digit = -(-bits // max(passes, 1))
-    n_chunks, sizes = -(-n // chunk), {"BINS": 2**digit, "CHUNK": chunk, "BLOCK": block, "num_warps": 4}
+    n_chunks, sizes = -(-n // chunk), {"BINS": 2**digit, "CHUNK": chunk, "BLOCK": block, "num_warps": 4, **FUSED}
     for i in range(passes):
         counts, grid, shift = keys.new_zeros(2**digit, n_chunks), (-(-n // block),), i * digit
         placed = torch.empty_like(keys), torch.empty_like(keys)
         with on_device_of(keys):
             count_kernel[grid](keys, counts, n, shift, n_chunks, **sizes)
             ends = counts.view(-1).cumsum(0, dtype=torch.int32)
-            place_kernel[grid](keys, order, ends, *placed, n, shift, n_chunks, FIRST=i == 0, **sizes)
+            place_kernel[grid](keys, order, ends, *placed, n, shift, n_chunks, FIRST=i == 0, STEP=32, **sizes)
         keys, order = placed
     bounds = torch.arange(d_sae + 1, dtype=torch.int32, device=keys.device)
     return order.long(), torch.searchsorted(keys, bounds)
@@ -237,8 +243,7 @@ def _sum_rows(tokens, offsets, weights, rows, weights_2, rows_2, *, two: bool) -
         t.detach().contiguous() for t in (tokens, offsets, weights, rows, weights_2, rows_2)
     )
     n_latents, d, d_2 = offsets.numel() - 1, rows.shape[1], rows_2.shape[1]
-    new = {"dtype": torch.float32, "device": rows.device}
-    sums = torch.empty(n_latents, d, **new), torch.empty(n_latents if two else 0, d_2, **new)
+    sums = _float32(rows, n_latents, d), _float32(rows, n_latents if two else 0, d_2)
     if not n_latents:
         return sums
     # segments after the first: how many is known without asking the device only as a bound
@@ -246,7 +251,7 @@ def _sum_rows(tokens, offsets, weights, rows, weights_2, rows_2, *, two: bool) -
     firsts = torch.cat([extra.new_zeros(1), extra])
     n_items = tokens.numel() // SEGMENT
     owners = torch.searchsorted(extra, torch.arange(n_items, device=rows.device), right=True)
-    partial = torch.empty(n_items, d, **new), torch.empty(n_items if two else 0, d_2, **new)
+    partial = _float32(rows, n_items, d), _float32(rows, n_items if two else 0, d_2)
     sizes = {"TWO": two, "SEGMENT": SEGMENT, "BLOCK_T": 8, **_tile(8, max(d, d_2), 2048)}
     n_tiles = -(-max(d, d_2) // sizes["BLOCK_D"])
     given = (tokens, offsets, weights, rows, d, weights_2, rows_2, d_2)

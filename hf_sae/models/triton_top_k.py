@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .triton_ops import on_device_of, power_of_two
+from .triton_ops import FUSED, on_device_of, power_of_two
 
 
 SCRATCH_BYTES = 32 * 2**20  # pre-activations in flight: they should stay in the L2 cache (50 MB on an H100)
@@ -116,7 +116,12 @@ class _Inserted:
         from .triton_selection import merge_top_k_kernel
 
         (n, width), k = scores.shape, self.state.shape[1]
-        sizes = {"BLOCK_C": min(power_of_two(width, 16), 1024), "BLOCK_K": power_of_two(k, 16), "num_warps": 4}
+        sizes = {
+            "BLOCK_C": min(power_of_two(width, 16), 1024),
+            "BLOCK_K": power_of_two(k, 16),
+            "num_warps": 4,
+            **FUSED,
+        }
         if n:
             with on_device_of(scores):
                 merge_top_k_kernel[n,](
