@@ -58,10 +58,10 @@ def _supported(device: int, dtype: torch.dtype) -> bool:
 
 @cache
 def _interpreted() -> bool:
-    from .triton_kernels import decode_kernel
+    from .triton_kernels import decode_kernel, tl
 
-    # set after the import, the variable does nothing, and a launch on the CPU would fail
-    return type(decode_kernel).__name__ == "InterpretedFunction"
+    # the variable counts when a function is defined: set too late, it leaves triton's own functions as they are
+    return all(type(function).__name__ == "InterpretedFunction" for function in (decode_kernel, tl.sum))
 
 
 def on_device_of(tensor: Tensor) -> AbstractContextManager:

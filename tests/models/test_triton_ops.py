@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -17,6 +18,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.kernels import Size, main, measure, table
 from hf_sae.models import triton_ops as ops
 from hf_sae.models import triton_top_k
 from hf_sae.models.sparse_ops import Transposed
@@ -152,7 +154,7 @@ def test_row_sums_are_the_dense_products(device, shape):
     close(total, Transposed(case.indices, case.d_sae).sum_rows(case.values, case.rows))
 
 
-@pytest.mark.parametrize("n", [255, 256, 257, 512, 1300])
+@pytest.mark.parametrize("n", [256, 257, 800])
 def test_rows_longer_than_a_segment(device, n):
     indices = torch.stack([torch.full((n,), 3), torch.arange(n) % 3], dim=1).to(device)
     draw = torch.Generator().manual_seed(n)
@@ -169,7 +171,7 @@ def test_rows_longer_than_a_segment(device, n):
     assert torch.equal(part, one[2:4])
 
 
-@pytest.mark.parametrize(("n", "k", "d", "d_sae"), [(1, 1, 3, 1), (4, 5, 6, 50), (3, 20, 4, 20), (3, 40, 7, 300)])
+@pytest.mark.parametrize(("n", "k", "d", "d_sae"), [(1, 1, 3, 1), (4, 5, 6, 50), (3, 20, 4, 20), (3, 20, 7, 100)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_encoder_and_top_k_in_chunks(device, monkeypatch, n, k, d, d_sae, dtype):
     monkeypatch.setattr(triton_top_k, "MIN_CHUNK", 24)
@@ -242,7 +244,7 @@ def test_a_k_above_the_insertion_limit(device, monkeypatch):
 
 
 def test_the_same_bits_twice(device):
-    case = Case(device, 300, 3, 20, 12)
+    case = Case(device, 270, 2, 20, 6)
 
     def run() -> list[Tensor]:
         tokens, offsets, weights = case.transposed()
@@ -254,7 +256,7 @@ def test_the_same_bits_twice(device):
     assert all(torch.equal(a, b) for a, b in zip(run(), run(), strict=True))
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(4))
 def test_random_shapes(device, seed):
     draw = random.Random(seed)
     n, d, d_sae = draw.randint(1, 12), draw.randint(1, 70), draw.randint(2, 90)
@@ -287,6 +289,17 @@ def test_no_tokens(device):
     assert offsets.tolist() == [0] * 9
     assert torch.equal(ops.sum_rows(order, offsets, values.reshape(-1), target), torch.zeros(8, 5, device=device))
     assert [t.shape for t in encode_top_k(target, case.weight, None, 2)] == [(0, 2), (0, 2)]
+
+
+def test_the_benchmark_measures_every_kernel(device):
+    results = measure(Size("tiny", d=8, d_sae=64, k=3), tokens=6, device=device, repeats=1)
+    assert {"decode", "error and d(values)", "transpose", "two row sums", "encoder and top-k"} <= {
+        r.name for r in results
+    }
+    lines = table(results).splitlines()
+    assert len(lines) == 2 + len(results)
+    assert len({len(line) for line in lines}) == 1
+    assert all(result.milliseconds > 0 for result in results)
 
 
 def test_no_graph_is_recorded(device):
@@ -332,31 +345,38 @@ def _run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
 @needs_triton
 @pytest.mark.skipif(INTERPRETED, reason="this is the run in the interpreter")
 def test_every_case_in_the_interpreter():
-    options = ("-q", "-p", "no:cacheprovider", "-m", "not gpu")
+    options = ("-p", "no:cacheprovider", "-m", "not gpu")
     done = _run("-m", "pytest", *options, str(Path(__file__)), TRITON_INTERPRET="1", CUDA_VISIBLE_DEVICES="")
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
-    assert int(done.stdout.splitlines()[-1].split(" passed")[0]) > 40
+    assert int(re.findall(r"(\d+) passed", done.stdout)[-1]) > 45
 
 
 @needs_triton
 @pytest.mark.skipif(INTERPRETED, reason="compiles, does not interpret")
 def test_every_kernel_compiles_for_gpus_that_are_not_here(tmp_path):
-    done = _run("-m", "tests.models.compile_triton", "80", "90", TRITON_CACHE_DIR=str(tmp_path))
+    done = _run("-m", "tests.models.compile_triton", "90", TRITON_CACHE_DIR=str(tmp_path))
     assert done.returncode == 0, done.stderr[-6000:]
-    assert done.stdout.splitlines()[-1] == "2 targets, 8 kernels"
+    assert done.stdout.splitlines()[-1] == "1 targets, 8 kernels"
 
 
 @needs_triton
 @pytest.mark.skipif(INTERPRETED, reason="about a machine where triton is installed and means nothing")
 def test_an_importable_triton_changes_nothing_on_the_cpu():
+    # the last: set after triton was imported, the variable leaves triton's own functions as they are, and a launch fails
     code = (
-        "import sys, torch; import hf_sae; from hf_sae.models import TopKConfig, TopKSAE, triton_ops\n"
+        "import sys, torch; from hf_sae.models import TopKConfig, TopKSAE, triton_ops\n"
         "sae = TopKSAE(TopKConfig(d_in=8, d_sae=32, k=4)); sae(torch.randn(5, 8)).loss.backward()\n"
-        "print(triton_ops.available(torch.zeros(1)), 'triton' in sys.modules)\n"
+        "print(triton_ops.available(torch.zeros(1)), 'hf_sae.models.triton_kernels' in sys.modules)\n"
         "import triton, os; os.environ['TRITON_INTERPRET'] = '1'; print(triton_ops.available(torch.zeros(1)))"
     )
     done = _run("-c", code)
     assert done.stdout.split() == ["False", "False", "False"], done.stderr[-2000:]
+
+
+def test_the_benchmark_says_that_it_needs_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match=r"need a CUDA device.*benchmarks\.train_step"):
+        main([])
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.int64])
