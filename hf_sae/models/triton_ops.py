@@ -231,7 +231,8 @@ def sum_two_rows(
 ) -> tuple[Tensor, Tensor]:
     """[`sum_rows`] of two pairs of weights and rows in one visit: both weight gradients of a step.
 
-    The rows `[tokens, d]` and `[tokens, d_2]` may differ in width and dtype. Same bits as two calls.
+    The rows `[tokens, d]` and `[tokens, d_2]` may differ in width and dtype. Equal to two calls up to rounding: a GPU may
+    lay out the tiles of one call differently.
     """
     return _sum_rows(tokens, offsets, weights, rows, weights_2, rows_2, two=True)
 
