@@ -74,7 +74,7 @@ class Case:
 
 
 # tokens, k, d, d_sae: one of everything; widths and k that are not powers of two, above and below a tile
-SHAPES = [(1, 1, 1, 2), (7, 3, 5, 11), (5, 33, 300, 80), (9, 16, 64, 64), (3, 70, 17, 200)]
+SHAPES = [(1, 1, 1, 2), (7, 3, 5, 11), (5, 33, 300, 40), (9, 16, 64, 64), (3, 70, 17, 80)]
 HALF = {torch.float32: 1e-6, torch.bfloat16: 5e-3, torch.float16: 6e-4}  # half an ulp of a result in that dtype
 
 
@@ -154,7 +154,7 @@ def test_row_sums_are_the_dense_products(device, shape):
     close(total, Transposed(case.indices, case.d_sae).sum_rows(case.values, case.rows))
 
 
-@pytest.mark.parametrize("n", [256, 257, 800])
+@pytest.mark.parametrize("n", [256, 257, 600])
 def test_rows_longer_than_a_segment(device, n):
     indices = torch.stack([torch.full((n,), 3), torch.arange(n) % 3], dim=1).to(device)
     draw = torch.Generator().manual_seed(n)
@@ -259,7 +259,7 @@ def test_the_same_bits_twice(device):
 @pytest.mark.parametrize("seed", range(4))
 def test_random_shapes(device, seed):
     draw = random.Random(seed)
-    n, d, d_sae = draw.randint(1, 12), draw.randint(1, 70), draw.randint(2, 90)
+    n, d, d_sae = draw.randint(1, 12), draw.randint(1, 70), draw.randint(2, 50)
     k = draw.randint(1, min(d_sae, 40))
     case = Case(device, n, k, d, d_sae, seed=seed)
     weight = case.weight.double()
@@ -292,7 +292,7 @@ def test_no_tokens(device):
 
 
 def test_the_benchmark_measures_every_kernel(device):
-    results = measure(Size("tiny", d=8, d_sae=64, k=3), tokens=6, device=device, repeats=1)
+    results = measure(Size("tiny", d=8, d_sae=16, k=3), tokens=6, device=device, repeats=1)
     assert {"decode", "error and d(values)", "transpose", "two row sums", "encoder and top-k"} <= {
         r.name for r in results
     }
@@ -362,15 +362,17 @@ def test_every_kernel_compiles_for_gpus_that_are_not_here(tmp_path):
 @needs_triton
 @pytest.mark.skipif(INTERPRETED, reason="about a machine where triton is installed and means nothing")
 def test_an_importable_triton_changes_nothing_on_the_cpu():
-    # the last: set after triton was imported, the variable leaves triton's own functions as they are, and a launch fails
+    assert not ops.available(torch.zeros(1))
+    # set after triton was imported, the variable leaves triton's own functions as they are, and a launch would fail;
+    # the folder as a package of its own, without the imports of its `__init__`
     code = (
-        "import sys, torch; from hf_sae.models import TopKConfig, TopKSAE, triton_ops\n"
-        "sae = TopKSAE(TopKConfig(d_in=8, d_sae=32, k=4)); sae(torch.randn(5, 8)).loss.backward()\n"
-        "print(triton_ops.available(torch.zeros(1)), 'hf_sae.models.triton_kernels' in sys.modules)\n"
-        "import triton, os; os.environ['TRITON_INTERPRET'] = '1'; print(triton_ops.available(torch.zeros(1)))"
+        "import os, sys, types, torch, triton.language\n"
+        "package = sys.modules['models'] = types.ModuleType('models'); package.__path__ = sys.argv[1:]\n"
+        "from models import triton_ops; os.environ['TRITON_INTERPRET'] = '1'\n"
+        "print(triton_ops.available(torch.zeros(1)), 'models.triton_kernels' in sys.modules)"
     )
-    done = _run("-c", code)
-    assert done.stdout.split() == ["False", "False", "False"], done.stderr[-2000:]
+    done = _run("-c", code, str(Path(ops.__file__).parent))
+    assert done.stdout.split() == ["False", "True"], done.stderr[-2000:]
 
 
 def test_the_benchmark_says_that_it_needs_a_gpu(monkeypatch):
