@@ -383,6 +383,22 @@ def test_the_benchmark_says_that_it_needs_a_gpu(monkeypatch):
         main([])
 
 
+def test_a_training_step_through_the_kernels_has_the_gradients_of_torch(device):
+    since = torch.zeros(48, dtype=torch.long)
+    since[[2, 7, 11]] = 100
+    gradients = []
+    for dtype in (torch.float32, torch.float64):  # float64 is left to torch
+        torch.manual_seed(0)
+        sae = TopKSAE(TopKConfig(d_in=20, d_sae=48, k=5, k_aux=2)).to(device, dtype).train()
+        x = torch.randn(33, 20, generator=torch.Generator().manual_seed(1)).to(device, dtype)
+        state = TrainingState(normaliser=2.0, tokens_since_fired=since.to(device), dead_after_tokens=10)
+        output = sae(x, state=state)
+        output.loss.backward()
+        gradients.append({"loss": output.loss.detach(), **{name: p.grad for name, p in sae.named_parameters()}})
+    for name, expected in gradients[1].items():
+        torch.testing.assert_close(gradients[0][name].double(), expected, atol=1e-5, rtol=1e-5, msg=name)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.int64])
 def test_other_dtypes_are_left_to_torch(dtype):
     assert not ops.available(torch.zeros(1, dtype=dtype))
