@@ -86,14 +86,15 @@ class Prefetched(BatchStream):
             What the inner stream raises.
         """
         self._stop()
+        # at its end the inner stream refuses, which is no error while batches of it wait
+        more = not self._ready or self.stream.sample(1).count
+        inner = self.stream.batches(tokens_per_batch) if more else iter(())
         if self._counts is None:
             self._counts, self._state = self.stream.counts, self.stream.state_dict() if self.state_is_small else None
-        # at its end the inner stream refuses: that is no error while batches of it wait
-        inner = iter(()) if self._finished and self._ready else self.stream.batches(tokens_per_batch)
         return self._serve(inner)
 
     def _serve(self, inner: Iterator[Rows]) -> Iterator[Rows]:
-        self._stopping, self._error = False, None
+        self._stopping, self._finished, self._error = False, False, None
         self._thread = threading.Thread(target=self._work, args=(inner,), name="hf-sae-prefetch", daemon=True)
         self._thread.start()
         try:
@@ -179,7 +180,7 @@ class Prefetched(BatchStream):
                 return self._moved(self.stream.sample(n_tokens))
             waiting = Rows.join([self._received(item) for item in self._ready])
             rest = n_tokens - waiting.count
-            if rest <= 0 or self._finished:
+            if rest <= 0:
                 return waiting.part(0, min(n_tokens, waiting.count))
             return Rows.join([waiting, self._moved(self.stream.sample(rest))])
 
@@ -202,7 +203,7 @@ class Prefetched(BatchStream):
                 tensors = [item.rows[point] for point in self.widths]
                 tensors += [] if item.rows.ids is None else [item.rows.ids]
                 state |= {f"waiting.{number}.{place}": x.to("cpu", copy=True) for place, x in enumerate(tensors)}
-            facts = {"served": self._counts, "after": [item.counts for item in self._ready], "ended": self._finished}
+            facts = {"served": self._counts, "after": [item.counts for item in self._ready]}
             return state | {"waiting": facts}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -214,12 +215,11 @@ class Prefetched(BatchStream):
         self._stop()
         self._ready.clear()
         self._counts = self._state = self._error = None
-        self._finished = False
         self.stream.load_state_dict({k: v for k, v in state.items() if not k.startswith("waiting")})
         if "waiting" not in state:
             return
         facts = state["waiting"]
-        self._counts, self._finished = facts["served"], facts["ended"]
+        self._counts = facts["served"]
         for number, counts in enumerate(facts["after"]):
             tensors = [state[f"waiting.{number}.{place}"] for place in range(len(self.widths))]
             ids = state.get(f"waiting.{number}.{len(self.widths)}")

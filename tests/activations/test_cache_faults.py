@@ -133,7 +133,9 @@ def test_a_damaged_shard_is_named_before_its_first_token_and_skipped_on_request(
     DAMAGE[kind](tmp_path / "activations-00001.safetensors")
     got: list[int] = []
     stream = CachedStream(tmp_path)
-    with pytest.raises(DataError, match=r"activations-00001.safetensors' is damaged: it.*skip_corrupt=True.*30 tokens"):
+    with pytest.raises(
+        DataError, match=r"activations-00001.safetensors' is damaged: it.*skip_corrupt=True.*30 tokens"
+    ):
         for rows in stream.batches(10):
             got += rows.token_ids.tolist()
     assert got == list(range(30))
