@@ -40,7 +40,9 @@ def write(
     dtype: Annotated[
         str | None, typer.Option(help=f"How to store: {', '.join(DTYPES)}. Default: the host's dtype.")
     ] = None,
-    rows_per_shard: Annotated[int | None, typer.Option(min=1, help="Tokens per file. Default: 256 MiB of them.")] = None,
+    rows_per_shard: Annotated[
+        int | None, typer.Option(min=1, help="Tokens per file. Default: 256 MiB of them.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the order of documents and tokens.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where a run that was stopped left off.")] = False,
     as_json: Json = False,
@@ -53,6 +55,7 @@ def write(
 
     from ..activations import ActivationStream, Prefetched, write_cache
     from ..corpus import stdlib_corpus
+    from ..hosts import width_of
 
     console = Console(as_json)
     points = [*(hook or ()), *(f"resid_post.{number}" for number in layer or ())]
@@ -63,14 +66,19 @@ def write(
     model, tokenizer = load_host(host)
     if tokenizer is None:
         fail(f"the host {host!r} has no tokenizer. Write its activations from Python with write_cache().")
+    part: Any = split  # of what splits there are, stdlib_corpus says itself
+    text = stdlib_corpus(part) if dataset is None else dataset
+    # filling the ring comes before the first shard: no more of it than there will be tokens
+    slot = sum(width_of(model, point) for point in points) * 4 + 16
+    tokens = max(n_tokens, 4 * batch_size * context_length)
     stream = ActivationStream(
         model,
         tokenizer,
-        stdlib_corpus(split) if dataset is None else dataset,
+        text,
         points,
         context_length=context_length,
         batch_size=batch_size,
-        ring_bytes=ring_mib * 2**20,
+        ring_bytes=min(ring_mib * 2**20, tokens * slot * 16 // 15 + slot),
         positions=positions,
         column=column,
         split=split,

@@ -78,7 +78,8 @@ def _quickstart(manifest: Manifest, repo_id: str) -> str:
             "",
             f"stream = CachedStream({json.dumps(repo_id)}, repeat=True)",
             f"sae = TopKSAE(TopKConfig(d_in={width}, d_sae={16 * width}, k=32, hook_in={json.dumps(point)}))",
-            f'SAETrainer(sae, SAETrainingArguments("sae", total_tokens={manifest.n_tokens}), stream).train()',
+            f'args = SAETrainingArguments(output_dir="sae", total_tokens={manifest.n_tokens})',
+            "SAETrainer(sae, args, stream).train()",
         ]
     )
 

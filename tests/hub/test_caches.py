@@ -222,6 +222,14 @@ def test_the_card_says_what_the_manifest_says_and_escapes_it(tmp_path: Path):
     assert f"| `mlp_in.0` | 3 | {mean_norm:.4g} |" in card
 
 
+def test_the_quickstart_of_the_card_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    cache(tmp_path / "c", total=4096, rows=4096)
+    card = render_cache_card(Manifest.open(tmp_path / "c"), str(tmp_path / "c"))
+    monkeypatch.chdir(tmp_path)
+    exec(card.split("```python")[1].split("```")[0], {})
+    assert (tmp_path / "sae" / "model.safetensors").is_file()
+
+
 def test_paths_of_this_machine_stay_here(tmp_path: Path):
     (tmp_path / "m").mkdir()
     given = {"base_model": str(tmp_path / "m"), "data": {"dataset": "org/name", "files": [str(tmp_path)]}, "seed": 0}
