@@ -11,7 +11,7 @@ from .console import Console, Host, Json, Revision, aligned, fail, load_host
 
 
 if TYPE_CHECKING:
-    from ..activations import Manifest
+    from ..activations import ActivationStream, Manifest
 
 app = typer.Typer(
     no_args_is_help=True, help="Activations on disk or on the Hub: write, look at, verify, upload; then train --cache."
@@ -53,9 +53,7 @@ def write(
     """
     import torch
 
-    from ..activations import ActivationStream, Prefetched, write_cache
-    from ..corpus import stdlib_corpus
-    from ..hosts import width_of
+    from ..activations import Prefetched, write_cache
 
     console = Console(as_json)
     points = [*(hook or ()), *(f"resid_post.{number}" for number in layer or ())]
@@ -63,32 +61,38 @@ def write(
         fail("no place to read: give --layer 8, or --hook mlp_in.8. `hf-sae hooks HOST` lists the places of a host.")
     if dtype is not None and dtype not in DTYPES:
         fail(f"--dtype {dtype!r} is none of {', '.join(DTYPES)}.")
-    model, tokenizer = load_host(host)
-    if tokenizer is None:
-        fail(f"the host {host!r} has no tokenizer. Write its activations from Python with write_cache().")
-    part: Any = split  # of what splits there are, stdlib_corpus says itself
-    text = stdlib_corpus(part) if dataset is None else dataset
-    # filling the ring comes before the first shard: no more of it than there will be tokens
-    slot = sum(width_of(model, point) for point in points) * 4 + 16
-    tokens = max(n_tokens, 4 * batch_size * context_length)
-    stream = ActivationStream(
-        model,
-        tokenizer,
-        text,
-        points,
-        context_length=context_length,
-        batch_size=batch_size,
-        ring_bytes=min(ring_mib * 2**20, tokens * slot * 16 // 15 + slot),
-        positions=positions,
-        column=column,
-        split=split,
-        seed=seed,
-    )
+    text = {"dataset": dataset, "split": split, "column": column, "positions": positions, "seed": seed}
+    shape = {"context_length": context_length, "batch_size": batch_size}
+    stream = _stream(host, points, n_tokens, ring_mib * 2**20, **text, **shape)
     stored = None if dtype is None else getattr(torch, dtype)
     manifest = write_cache(
         Prefetched(stream), output_dir, n_tokens, rows_per_shard=rows_per_shard, dtype=stored, resume=resume
     )
     _show(console, manifest, {"folder": str(output_dir)}, f"hf-sae train --cache {output_dir} --hook {points[0]}")
+
+
+def _stream(
+    host: str | None,
+    points: list[str],
+    n_tokens: int,
+    ring_bytes: int,
+    dataset: str | None,
+    split: Any,
+    **options: Any,
+) -> ActivationStream:
+    """The host's activations, through a ring that holds no more tokens than will be written: filling it comes first."""
+    from ..activations import ActivationStream
+    from ..corpus import stdlib_corpus
+    from ..hosts import width_of
+
+    model, tokenizer = load_host(host)
+    if tokenizer is None:
+        fail(f"the host {host!r} has no tokenizer. Write its activations from Python with write_cache().")
+    text = stdlib_corpus(split) if dataset is None else dataset
+    slot = sum(width_of(model, point) for point in points) * 4 + 16
+    tokens = max(n_tokens, 4 * options["batch_size"] * options["context_length"])
+    ring_bytes = min(ring_bytes, tokens * slot * 16 // 15 + slot)
+    return ActivationStream(model, tokenizer, text, points, ring_bytes=ring_bytes, split=split, **options)
 
 
 @app.command("info")
