@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import threading
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -97,6 +98,7 @@ class Prefetched(BatchStream):
         self._stopping, self._finished, self._error = False, False, None
         self._thread = threading.Thread(target=self._work, args=(inner,), name="hf-sae-prefetch", daemon=True)
         self._thread.start()
+        atexit.register(self._stop)  # no thread may run torch while the interpreter goes down
         try:
             while True:
                 with self._change:
@@ -172,6 +174,7 @@ class Prefetched(BatchStream):
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
         self._thread = None
+        atexit.unregister(self._stop)
 
     def sample(self, n_tokens: int) -> Rows:
         """The next tokens without serving them: those that wait, then the inner stream's."""

@@ -138,7 +138,7 @@ class ShuffleRing:
         self.cursor, self.filled, self.draws = state["cursor"], state["filled"], state["draws"]
         self.slots, self.pending = {}, {}
         for number, (point, (width, dtype)) in enumerate(self.columns.items()):
-            device = devices.get(point, torch.device("cpu"))  # ids stay in main memory
+            device = devices.get(point, next(iter(devices.values())))  # the ids are where the order is
             if f"slots.{number}" in state:
                 self.slots[point] = torch.empty(self.capacity, width, dtype=dtype, device=device)
                 self.slots[point][: self.filled] = state[f"slots.{number}"].to(device)
@@ -153,12 +153,12 @@ class ShuffleRing:
 
 
 def _with_ids(rows: Rows | None) -> dict[str, Tensor]:
-    """All columns of new rows; the ids stay in main memory, where nobody waits for them."""
+    """All columns of new rows; the ids go where the order is, so that nothing waits for a transfer of slots."""
     if rows is None:
         return {}
     if rows.ids is None:
         raise DataError("rows without ids= cannot go through the ring: give token ids and document numbers.")
-    return {**rows, _IDS: rows.ids.cpu()}
+    return {**rows, _IDS: rows.ids.to(next(iter(rows.values())).device)}
 
 
 def _copy(tensor: Tensor) -> Tensor:

@@ -144,6 +144,21 @@ def test_a_damaged_shard_is_named_before_its_first_token_and_skipped_on_request(
     assert list(verify(FolderShards(tmp_path))) == ["activations-00001.safetensors"]
 
 
+def test_a_state_after_the_error_goes_on_once_the_shard_is_repaired(tmp_path: Path):
+    cache(tmp_path)
+    flip(tmp_path / "activations-00001.safetensors", -3)
+    stream = CachedStream(tmp_path)
+    batches = stream.batches(25)
+    next(batches)
+    with pytest.raises(DataError, match="is damaged"):
+        next(batches)
+    state = stream.state_dict()
+    flip(tmp_path / "activations-00001.safetensors", -3)
+    again = CachedStream(tmp_path)
+    again.load_state_dict(state)
+    assert served(again, 25) == list(range(25, 100))
+
+
 def test_processes_skip_the_same_shard(tmp_path: Path):
     cache(tmp_path, total=96, rows=8)
     flip(tmp_path / "activations-00004.safetensors", -1)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from hf_sae.activations import CachedStream, Prefetched
+from hf_sae.activations import CachedStream, Prefetched, write_cache
 from hf_sae.errors import DataError
 from tests.activations.toy import Counting, cache, live, served
 
@@ -151,6 +151,26 @@ def test_a_sample_does_not_depend_on_the_clock_and_serves_nothing():
         assert stream.sample(35).token_ids.tolist() == told[10:45]
         assert stream.sample(5).token_ids.tolist() == told[10:15]
         assert [t for rows in batches for t in rows.token_ids.tolist()] == told[10:]
+
+
+def test_a_sample_of_a_live_stream_does_not_depend_on_the_clock_either():
+    """What waits and what the ring holds change as the thread goes on; the sample is taken at a fixed point of that."""
+
+    def samples(pause: float) -> list[list[int]]:
+        stream, found = Prefetched(live()), []
+        for _ in stream.batches(40):
+            time.sleep(pause)
+            found.append(stream.sample(400).token_ids.tolist())
+        return found
+
+    assert samples(0) == samples(0.02)
+
+
+def test_a_writer_that_fails_leaves_no_thread(tmp_path: Path):
+    with pytest.raises(DataError, match="fell over") as caught:
+        write_cache(Prefetched(Failing(100_000)), tmp_path, 100_000, disable_tqdm=True)
+    assert caught.tb is not None  # which would keep the iterator alive
+    assert threads() == []
 
 
 def test_an_error_comes_when_its_batch_is_due_and_the_thread_ends():

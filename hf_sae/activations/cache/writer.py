@@ -6,7 +6,8 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -124,27 +125,30 @@ class _Writer:
 
     def run(self, bar: tqdm) -> None:
         """Writes shards until there are enough tokens, or no more."""
-        batches = self._batches()
-        while self.written < self.n_tokens:
-            size = min(self.rows, self.n_tokens - self.written)
-            self.filled = 0
-            while self.filled < size:
-                rows = self.waiting or next(batches, None)
-                if rows is None:
-                    break
-                taken = min(rows.count, size - self.filled)
-                self._add(rows.part(0, taken))
-                self.waiting = rows.part(taken, rows.count) if taken < rows.count else None
-                bar.update(taken)
-            if self.filled:
-                self._write_shard()
-            if self.filled < size:
-                logger.warning(
-                    "the data ended after %d of %d tokens: the cache holds those.", self.written, self.n_tokens
-                )
-                return
+        with closing(self._batches()) as batches:  # a thread that reads ahead ends with it
+            while self.written < self.n_tokens:
+                size = min(self.rows, self.n_tokens - self.written)
+                self._fill(batches, size, bar)
+                if self.filled:
+                    self._write_shard()
+                if self.filled < size:
+                    ended = "the data ended after %d of %d tokens: the cache holds those."
+                    logger.warning(ended, self.written, self.n_tokens)
+                    return
 
-    def _batches(self) -> Iterator[Rows]:
+    def _fill(self, batches: Iterator[Rows], size: int, bar: tqdm) -> None:
+        """Puts the next `size` rows into the buffer, or as many as there are."""
+        self.filled = 0
+        while self.filled < size:
+            rows = self.waiting or next(batches, None)
+            if rows is None:
+                return
+            taken = min(rows.count, size - self.filled)
+            self._add(rows.part(0, taken))
+            self.waiting = rows.part(taken, rows.count) if taken < rows.count else None
+            bar.update(taken)
+
+    def _batches(self) -> Generator[Rows]:
         limit = self.stream.largest_batch
         size = BATCH if limit is None else min(BATCH, limit)
         if self.stream.sample(1).count:  # none at the end of the data, where asking for more is an error
