@@ -15,7 +15,7 @@ import torch
 
 from hf_sae.activations import CachedStream, Prefetched, write_cache
 from hf_sae.errors import DataError
-from tests.activations.toy import Counting, cache, live, served
+from tests.activations.toy import Counting, cache, live, served, tiny_host
 
 
 def threads() -> list[str]:
@@ -156,19 +156,23 @@ def test_a_sample_does_not_depend_on_the_clock_and_serves_nothing():
 def test_a_sample_of_a_live_stream_does_not_depend_on_the_clock_either():
     """What waits and what the ring holds change as the thread goes on; the sample is taken at a fixed point of that."""
 
-    def samples(pause: float) -> list[list[int]]:
-        stream, found = Prefetched(live()), []
+    def samples(slow_host: float, slow_step: float) -> list[list[int]]:
+        host = tiny_host()
+        host.register_forward_pre_hook(lambda *_: time.sleep(slow_host))
+        stream, found = Prefetched(live(host)), []
         for _ in stream.batches(40):
-            time.sleep(pause)
+            time.sleep(slow_step)
             found.append(stream.sample(400).token_ids.tolist())
         return found
 
-    assert samples(0) == samples(0.02)
+    assert samples(0.01, 0) == samples(0, 0.03)
 
 
 def test_a_writer_that_fails_leaves_no_thread(tmp_path: Path):
-    with pytest.raises(DataError, match="fell over") as caught:
-        write_cache(Prefetched(Failing(100_000)), tmp_path, 100_000, disable_tqdm=True)
+    stream = Counting(100_000)
+    stream.table["mlp_in.0"][3] = 1e6
+    with pytest.raises(DataError, match="not finite as float16") as caught:
+        write_cache(Prefetched(stream), tmp_path, 100_000, dtype=torch.float16, disable_tqdm=True)
     assert caught.tb is not None  # which would keep the iterator alive
     assert threads() == []
 
