@@ -154,6 +154,16 @@ def test_a_download_that_was_damaged_here_is_repaired(place: Place, tmp_path: Pa
     assert place.read()["got"] == list(range(100))
 
 
+def test_the_commands_push_and_read_the_hub(place: Place, tmp_path: Path):
+    cache(tmp_path / "c")
+    done = place.client.cli("cache", "push", str(tmp_path / "c"), place.repo, "--json")
+    assert json.loads(done.stdout)["url"].startswith(place.hub.url), done.stderr
+    facts = json.loads(place.client.cli("cache", "info", place.repo, "--json").stdout)
+    assert facts["commit"] == place.hub.repos[f"datasets/{place.repo}"].branches["main"]
+    done = place.client.cli("cache", "verify", place.repo)
+    assert done.stdout.splitlines()[-1] == f"Next: hf-sae train --cache {place.repo}", done.stderr
+
+
 def test_a_smaller_cache_replaces_a_larger_one_and_own_text_stays(place: Place, tmp_path: Path):
     cache(tmp_path / "c")
     last_line(place.push(tmp_path / "c"))
