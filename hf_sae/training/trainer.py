@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..activations import ActivationStream
+from ..activations import BatchStream
 from ..errors import CheckpointError, ConfigError, DataError
 from ..hosts.towers import unwrap
 from ..models import SAE, TrainingState
@@ -43,8 +43,8 @@ class SAETrainer:
         model (`SAE`, `PeftModel` or `dict`): one, or many by name (layers, sites, seeds, sizes) in a single pass. Of
             an SAE with a PEFT adapter the adapter alone is trained and saved.
         args ([`SAETrainingArguments`]): the run.
-        stream ([`ActivationStream`] or an iterable of batches, *optional*): batches are tensors `[tokens, d_in]`,
-            pairs `(x, target)` or dicts by hook point, of whatever size they come.
+        stream ([`BatchStream`] or an iterable of batches, *optional*): an `ActivationStream`, a `CachedStream`, …, or
+            tensors `[tokens, d_in]`, pairs `(x, target)` or dicts by hook point, of whatever size they come.
 
     Raises:
         HookPointError: if the stream's places or widths do not fit the SAEs.
@@ -54,7 +54,7 @@ class SAETrainer:
         self,
         model: nn.Module | dict[str, SAE] | dict[str, nn.Module],
         args: SAETrainingArguments,
-        stream: ActivationStream | Iterable[Batch] | None = None,
+        stream: BatchStream | Iterable[Batch] | None = None,
     ) -> None:
         self.args, self.stream, self.health = args, stream, Health()
         self._single = not isinstance(model, dict)
@@ -133,7 +133,7 @@ class SAETrainer:
                 signals.stop_if_received(f"saved {folder}; resume_from_checkpoint=True goes on from there.")
 
     def _batches(self) -> Iterator[Batch]:
-        if isinstance(self.stream, ActivationStream):
+        if isinstance(self.stream, BatchStream):
             return self.stream.batches(self.args.tokens_per_batch // self.accelerator.num_processes)
         batches = iter(self.stream or ())
         for _ in range(self._batches_to_skip):  # a plain iterable has no position of its own to restore
@@ -162,7 +162,7 @@ class SAETrainer:
         return self.figures()
 
     def _initialize(self, batch: Batch) -> None:
-        if isinstance(self.stream, ActivationStream):
+        if isinstance(self.stream, BatchStream):
             batch = self.stream.sample(SAMPLE_TOKENS)
         for trainee in self.trainees:
             x, target = (part.to(self.accelerator.device).float() for part in trainee.select(batch))
@@ -181,7 +181,7 @@ class SAETrainer:
 
     def _record_provenance(self, trainee: Trainee) -> None:
         config, provenance = trainee.sae.config, dict(trainee.sae.config.provenance or {})
-        if isinstance(self.stream, ActivationStream):
+        if isinstance(self.stream, BatchStream):
             provenance |= self.stream.info()
             config.base_model = config.base_model or provenance.get("base_model")
             config.base_revision = config.base_revision or provenance.get("base_revision")
@@ -234,7 +234,7 @@ class SAETrainer:
                 tensors = checkpoint.optimizer_tensors(trainee.optimizer, trainee.parameter_names())
                 own = checkpoint.write(place / checkpoint.OPTIMIZER, {**tensors, **vars(trainee.state)})
                 state["saes"][trainee.name] = own
-            stream = self.stream.state_dict() if isinstance(self.stream, ActivationStream) else {}
+            stream = self.stream.state_dict() if isinstance(self.stream, BatchStream) else {}
             rng = {"/torch_rng": torch.get_rng_state()}
             state["stream"] = checkpoint.write(folder / checkpoint.STREAM, {**stream, **rng})
             (folder / checkpoint.STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
@@ -274,14 +274,14 @@ class SAETrainer:
         torch.set_rng_state(stream.pop("/torch_rng"))
         self.step, self.tokens, self.log_history = state["step"], state["tokens"], state["log_history"]
         self._initialized, self._batches_to_skip = True, self.step
-        if isinstance(self.stream, ActivationStream):
+        if isinstance(self.stream, BatchStream):
             self.stream.load_state_dict(stream)
 
     def _place(self, trainee: Trainee, folder: Path) -> Path:
         return folder if self._single else folder / trainee.name
 
     def _check_stream(self) -> None:
-        if not isinstance(self.stream, ActivationStream):
+        if not isinstance(self.stream, BatchStream):
             return
         for trainee in self.trainees:
             empty = {point: torch.zeros(1, width) for point, width in self.stream.widths.items()}
