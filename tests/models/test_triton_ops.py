@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.kernels import Size, main, measure, table
+from hf_sae.models import TopKConfig, TopKSAE, triton_top_k
 from hf_sae.models import triton_ops as ops
-from hf_sae.models import triton_top_k
+from hf_sae.models.outputs import TrainingState
 from hf_sae.models.sparse_ops import Transposed
 from hf_sae.models.triton_top_k import encode_top_k, top_k
 
