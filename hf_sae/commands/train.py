@@ -71,6 +71,7 @@ def train(
     eval_tokens: Annotated[int, Option(help="Tokens to measure the result on; 0 does not.")] = 32_768,
     card_features: Annotated[int, Option(help="Example features in the card, found on that text.")] = 6,
     eval_split: Annotated[str | None, Option(help="Split to measure on. Default: test of the default data.")] = None,
+    dry_run: Annotated[bool, Option(help="Estimate time, memory and disk of the run, and do not train.")] = False,
     config: Annotated[
         Path | None,
         Option(help="YAML file with these options as keys; flags win.", is_eager=True, callback=read_config),
@@ -104,6 +105,9 @@ def run(options: Any) -> None:
     model_config = build_config(options, host)
     dataset = stdlib_corpus(options.split) if options.dataset is None else options.dataset
     stream = open_stream(host, tokenizer, dataset, model_config, args, **stream_options(options))
+    if options.dry_run:
+        rehearse(options, console, model_config, args, stream)
+        return
     sae = new_model(model_config, options.seed)
     trainer = SAETrainer(sae, args, stream)
     began = time.monotonic()
@@ -111,6 +115,28 @@ def run(options: Any) -> None:
     trainer.train(resume_from_checkpoint=True if resume in LAST else resume)
     if process.is_main_process:
         conclude(options, console, sae.eval(), host, tokenizer, {"seconds": round(time.monotonic() - began, 1)})
+
+
+def rehearse(options: Any, console: Console, config: SAEConfig, args: Any, stream: Any) -> None:
+    """What the run will cost, from a probe of two seconds."""
+    from ..training.estimate import Job, estimate, probe
+
+    reader = getattr(stream, "reader", None)  # a stream from disk has no host to run
+    batch = None if reader is None else next(iter(stream.rows))
+    device = "cpu" if reader is None else reader.devices()[str(config.hook_in)]
+    job = Job.of(
+        config,
+        args,
+        reader=reader,
+        ring_bytes=getattr(stream, "ring_bytes", 0),
+        cached=reader is None,
+        eval_tokens=options.eval_tokens,
+    )
+    found = estimate(job, probe(config, args, reader=reader, host_batch=batch, device=device))
+    console.show(found.to_table())
+    for line in found.advice:
+        console.say(line)
+    console.finish(found.to_dict(), "the same command without --dry-run trains.")
 
 
 def build_config(options: Any, host: PreTrainedModel) -> SAEConfig:
