@@ -136,10 +136,10 @@ def table(report: dict[str, Any]) -> str:
         if rows:
             target = report["targets"].get(group)
             parts.append(f"{TITLES[group]}{'' if target is None else f' (target: FVU {target:.4f})'}")
-            parts.append(_align([COLUMNS, *rows]))
+            parts.append(align([COLUMNS, *rows]))
     reached = goals(report["rows"])
     if reached:
-        parts.append(_align([("goal", "wanted", "measured"), *reached]))
+        parts.append(align([("goal", "wanted", "measured"), *reached]))
     for name, stages in report["stages_ms"].items():
         parts.append("\n".join(f"{name}: {stage:50s} {value:8.1f} ms" for stage, value in stages.items()))
     return "\n\n".join(parts)
@@ -149,7 +149,8 @@ def _of(report: dict[str, Any], group: str) -> dict[str, dict[str, Any]]:
     return {name: result for name, result in report["rows"].items() if ROWS[name].group == group}
 
 
-def _align(rows: list[tuple[str, ...]]) -> str:
+def align(rows: list[tuple[str, ...]]) -> str:
+    """Columns of text: two of words, then numbers."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = []
     for row in rows:

@@ -151,7 +151,8 @@ def _host(reader: HostReader) -> dict[str, Any]:
 
 def _share_before(reader: HostReader, model: nn.Module) -> float:
     """Share of the blocks up to the last place, by the numbers in the places; 1 where a place has none."""
-    text = model.config.get_text_config() if hasattr(model, "config") else None
+    config: Any = getattr(model, "config", None)
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
     n_layers = getattr(text, "num_hidden_layers", 0)
     layers = [int(tail) for point in reader.widths if (tail := point.rpartition(".")[2]).isdigit()]
     if not n_layers or len(layers) < len(reader.widths):

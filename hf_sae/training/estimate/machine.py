@@ -142,8 +142,7 @@ def _gradients(sae: SAE, x: torch.Tensor, target: torch.Tensor, bf16: bool) -> N
     loss.backward()
     for parameter in sae.parameters():
         parameter.grad = None
-        if getattr(parameter, "row_gradients", None):
-            parameter.row_gradients.clear()
+        getattr(parameter, "row_gradients", []).clear()  # gradients that are not written out as matrices
 
 
 def _optimizer_seconds(n_parameters: int, device: torch.device) -> float:
