@@ -41,7 +41,7 @@ LAYER, LENGTH, HOST_ROWS = 1, 128, 16
 COLUMNS = ("library", "tokens/s with host", "FVU", "seconds to target")
 
 
-class Stop(Exception):
+class StopError(Exception):
     """Raised by a hook behind the last layer that is needed."""
 
 
@@ -91,14 +91,14 @@ def host_outputs(model: nn.Module, rows: Tensor) -> Iterator[Tensor]:
 
     def hook(module: nn.Module, inputs: Any, output: Any) -> None:
         kept.append((output[0] if isinstance(output, tuple) else output).flatten(0, -2))
-        raise Stop
+        raise StopError
 
     for ids in itertools.cycle(rows.split(HOST_ROWS)):
         handle = model.get_submodule(f"layers.{LAYER}").register_forward_hook(hook)
         try:
             with torch.no_grad():
                 model(ids, use_cache=False)
-        except Stop:
+        except StopError:
             pass
         finally:
             handle.remove()

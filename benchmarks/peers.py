@@ -156,7 +156,7 @@ class DictionaryLearning:
         warmup = task.warmup if warmup == "same" else warmup
         if share:
             options["decay_start"] = max(task.steps - int(share * task.steps), warmup + 1)
-        dead_after = options.pop("dead_after", None)
+        dead_after, device = options.pop("dead_after", None), options.pop("device", "cpu")
         self.trainer = TopKTrainer(
             steps=task.steps,
             activation_dim=task.d,
@@ -166,7 +166,7 @@ class DictionaryLearning:
             lm_name="",
             warmup_steps=warmup,
             seed=task.seed,
-            device="cuda" if task.options.get("cuda") else "cpu",
+            device=device,
             **options,
         )
         if dead_after is not None:

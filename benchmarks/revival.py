@@ -48,7 +48,7 @@ BUILDERS = {"hf_sae": _ours, "sparsify": _sparsify, "dictionary_learning": _dict
 def firing(implementation: Implementation, x: Tensor, k: int) -> Tensor:
     """`[d_sae]`: whether a latent fires on any of `x` `[tokens, d]`."""
     w = implementation.weights()
-    fired = torch.zeros(w.encoder.shape[0], dtype=torch.bool)
+    fired = torch.zeros(w.encoder.shape[0], dtype=torch.bool, device=x.device)
     for rows in x.split(2048):
         values, indices = torch.relu((rows - w.b_dec) @ w.encoder.T + w.b_enc).topk(k, dim=-1)
         fired[indices[values > 0]] = True
@@ -61,6 +61,9 @@ def revive(
     """Trains with planted dead rows; what share of them fires on held-out activations in the end."""
     dead_after = 8 * task.batch
     implementation = BUILDERS[library](task, aux, dead_after)
+    implementation.module.to(train.device)
+    if isinstance(implementation, Sparsify):
+        implementation.since_fired = implementation.since_fired.to(train.device)
     batches = itertools.islice(itertools.cycle(train.split(task.batch)), task.steps)
     implementation.step(next(batches))  # initialisation from data comes first
     n_dead = int(share * task.d_sae)
@@ -76,10 +79,14 @@ def revive(
     return {"planted": planted, "alive": alive, "revived": alive / n_dead, "fvu": quality.fvu}
 
 
-def compare(libraries: list[str], task: Task, seed: int = 0) -> dict[str, dict[str, Any]]:
+def compare(
+    libraries: list[str], task: Task, seed: int = 0, device: torch.device | str = "cpu"
+) -> dict[str, dict[str, Any]]:
     """Every library with its AuxK and without."""
     source, results = Planted(d=task.d, n_features=2 * task.d_sae, seed=seed), {}
-    train, held_out = (source.sample(n, i) * task.d**0.5 for i, n in enumerate((32 * task.batch, 4096), 1))
+    train, held_out = (
+        (source.sample(n, i) * task.d**0.5).to(device) for i, n in enumerate((32 * task.batch, 4096), 1)
+    )
     for library in libraries:
         try:
             found = revive(library, task, 1 / 32, train, held_out)
