@@ -131,6 +131,13 @@ def test_the_advice_is_about_the_part_that_dominates(change: dict, rates: dict, 
     assert len(found.advice) == 1
 
 
+def test_evaluation_is_four_passes_through_the_whole_host():
+    run = job(*SIZES["A"], eval_tokens=1000, host_parameters=10**6, host_share=0.5)
+    found = {part.name: part.seconds for part in parts(run, replace(BALANCE, host=1e4, product=1e30))}
+    # 10,000 tokens a second up to the middle are 5,000 to the end
+    assert found["evaluation"] == pytest.approx(4 * 1000 / 5e3)
+
+
 def test_what_does_not_fit_is_said():
     run = job(*SIZES["D"], tokens=2**20, save_steps=1)
     lines = advice(run, replace(BALANCE, memory=10**9, free_disk=10**9), parts(run, BALANCE))
