@@ -62,7 +62,7 @@ def write_planted(path: Path, *, d: int, d_sae: int, n_train: int, n_held_out: i
 
 
 def write_from_cache(path: Path, cache: Path, *, train: str, held_out: str, n_train: int, n_held_out: int) -> None:
-    """Writes `train` and `held_out` from two tensors `[tokens, d]` of a safetensors file.
+    """Writes `train` and `held_out` from two tensors `[tokens, d]` of a safetensors file, at a root mean square of 1.
 
     Raises:
         KeyError: if the file lacks one of them; SystemExit with the names it has is the caller's choice.
@@ -73,5 +73,7 @@ def write_from_cache(path: Path, cache: Path, *, train: str, held_out: str, n_tr
         raise KeyError(f"{cache} has no tensor {missing[0]!r}; it has {', '.join(tensors)}.")
     if tensors[train].shape[0] < n_train:
         raise KeyError(f"{train!r} has {tensors[train].shape[0]} tokens, the run needs {n_train}. Lower --steps.")
-    chosen = {"train": tensors[train][:n_train], "held_out": tensors[held_out][:n_held_out]}
-    save_file({name: tensor.float().contiguous() for name, tensor in chosen.items()}, path)
+    chosen = {"train": tensors[train][:n_train].float(), "held_out": tensors[held_out][:n_held_out].float()}
+    # one number for all, as most libraries expect inputs of a norm near sqrt(d); FVU does not change with it
+    scale = chosen["train"].square().mean().rsqrt()
+    save_file({name: (tensor * scale).contiguous() for name, tensor in chosen.items()}, path)

@@ -33,7 +33,7 @@ def judge(weights: Weights, x: Tensor, k: int, chunk: int = 2048) -> Quality:
     """Metrics of `weights` on `x` `[tokens, d]`, in float32."""
     weights = Weights(*(tensor.detach().float() for tensor in vars(weights).values()))
     error, active = 0.0, 0
-    fired = torch.zeros(weights.encoder.shape[0], dtype=torch.bool)
+    fired = torch.zeros(weights.encoder.shape[0], dtype=torch.bool, device=x.device)
     for rows in x.split(chunk):
         pre = F.linear(rows - weights.b_dec, weights.encoder, weights.b_enc)
         values, indices = pre.topk(k, dim=-1, sorted=False)

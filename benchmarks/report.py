@@ -1,4 +1,4 @@
-"""The comparison as an aligned table and as Markdown."""
+"""The comparison as aligned tables and as Markdown: one table for each group of rows, and the goals beside what was measured."""
 
 from __future__ import annotations
 
@@ -10,21 +10,42 @@ from typing import Any
 
 import torch
 
-from .implementations import ROWS
+from .rows import GROUPS, PEERS, ROWS
 
 
-COLUMNS = ("row", "settings", "tokens/s", "best", "best vs ours", "memory MB", "FVU", "L0", "dead", "s to target")
+COLUMNS = (
+    "row",
+    "settings",
+    "tokens/s",
+    "best",
+    "with buffer",
+    "step / floor",
+    "memory MB",
+    "FVU",
+    "L0",
+    "dead",
+    "s to target",
+)
+TITLES = {"same": "One mathematics", "best": "Best settings", "default": "Defaults"}
+SPEED_GOALS = {"same": 4.0, "best": 8.0}  # times the peers with Adam in float32
+TIME_GOALS = {"same": 2 / 3, "best": 1 / 3}
+FLOOR_GOAL = 1.5
 
 
 def time_to(results: dict[str, dict[str, Any]]) -> float | None:
-    """Adds `seconds_to_target` to every row; the target is the worst final FVU plus 1 % of it, and is returned."""
-    finished = [result for result in results.values() if result.get("curve")]
+    """Adds `seconds_to_target` to every row; the target is the worst final FVU of a peer (of any row, where no peer ran)."""
+    finished = {name: result for name, result in results.items() if result.get("curve")}
     if not finished:
         return None
-    target = 1.01 * max(result["curve"][-1]["fvu"] for result in finished)
-    for result in finished:
+    peers = [result for name, result in finished.items() if _is_peer(name)] or list(finished.values())
+    target = max(result["curve"][-1]["fvu"] for result in peers)
+    for result in finished.values():
         result["seconds_to_target"] = _crossing(result["curve"], target)
     return target
+
+
+def _is_peer(name: str) -> bool:
+    return name in ROWS and ROWS[name].library in PEERS
 
 
 def _crossing(curve: list[dict[str, float]], target: float) -> float | None:
@@ -39,23 +60,22 @@ def _crossing(curve: list[dict[str, float]], target: float) -> float | None:
 
 def cells(results: dict[str, dict[str, Any]]) -> list[tuple[str, ...]]:
     """A tuple of `COLUMNS` for every row."""
-    # the fastest steps: whatever else runs on the machine only adds
-    ours = results.get("hf_sae", {}).get("best_tokens_per_second")
     out = []
     for name, result in results.items():
+        note = ROWS[name].note + (f", rate {result['rate']:g}" if "rate" in result else "")
         if "curve" not in result:
             word = "not installed" if "missing" in result else f"failed: {' '.join(result.get('failed', []))}"
-            out.append((name, ROWS[name].note, word, *[""] * (len(COLUMNS) - 3)))
+            out.append((name, note, word, *[""] * (len(COLUMNS) - 3)))
             continue
-        best, last, reached = result["best_tokens_per_second"], result["curve"][-1], result.get("seconds_to_target")
-        ratio = "" if ours is None else f"{best / ours:.2f}x"
+        last, reached = result["curve"][-1], result.get("seconds_to_target")
         out.append(
             (
                 name,
-                ROWS[name].note,
+                note,
                 f"{result['tokens_per_second']:,.0f}",
-                f"{best:,.0f}",
-                ratio,
+                f"{result['best_tokens_per_second']:,.0f}",
+                f"{result.get('with_buffer', result['tokens_per_second']):,.0f}",
+                f"{result['best_step_ms'] / result['floor_ms']:.2f}" if "floor_ms" in result else "",
                 f"{result['peak_memory'] / 2**20:.0f}",
                 f"{last['fvu']:.4f}",
                 f"{last['l0']:.1f}",
@@ -66,10 +86,72 @@ def cells(results: dict[str, dict[str, Any]]) -> list[tuple[str, ...]]:
     return out
 
 
-def table(results: dict[str, dict[str, Any]]) -> str:
+def goals(results: dict[str, dict[str, Any]]) -> list[tuple[str, str, str]]:
+    """(figure, goal, measured) for every goal whose rows ran."""
+    out = []
+    for group in ("same", "best"):
+        ran = {n: r for n, r in results.items() if r.get("curve") and ROWS[n].group == group}
+        ours = ran.get(f"hf_sae-{group}")
+        peers = {n: r for n, r in ran.items() if _is_peer(n)}
+        if ours is None:
+            continue
+        title = TITLES[group].lower()
+        out.append((f"{title}: step / floor", f"<= {FLOOR_GOAL}", f"{ours['best_step_ms'] / ours['floor_ms']:.2f}"))
+        if not peers:
+            continue
+        least = min(r["peak_memory"] for r in peers.values())
+        out.append((f"{title}: memory / best peer's", "<= 1", f"{ours['peak_memory'] / max(least, 1):.2f}"))
+        out += _times(title, group, ran, [r.get("seconds_to_target") for r in peers.values()])
+        for name, result in results.items():
+            if result.get("curve") and _is_peer(name) and ROWS[name].group in ("same", "default"):
+                ratio = ours["best_tokens_per_second"] / result["best_tokens_per_second"]
+                out.append((f"{title}: speed / {name}", _speed_goal(group, name), f"{ratio:.2f}"))
+    return out
+
+
+def _times(title: str, group: str, ran: dict[str, Any], peers: list[float | None]) -> list[tuple[str, str, str]]:
+    reached, out = [seconds for seconds in peers if seconds is not None], []
+    for name, goal in ((f"hf_sae-{group}", TIME_GOALS[group]), (f"hf_sae-{group}-fp32", TIME_GOALS["same"])):
+        own = ran.get(name, {})
+        if reached and own.get("seconds_to_target") is not None and len(own["curve"]) > 1:
+            share = own["seconds_to_target"] / min(reached)
+            out.append((f"{title}: seconds to target, {name} / best peer", f"<= {goal:.2f}", f"{share:.2f}"))
+    return out
+
+
+def _speed_goal(group: str, name: str) -> str:
+    row = ROWS[name]
+    if group == "best":
+        return f">= {SPEED_GOALS['best']:g}" if row.group == "same" else ""
+    if row.library == "sparsify":
+        return ">= 1.7" if row.group == "default" else ">= 4"
+    return ">= 5" if row.group == "same" else ""
+
+
+def table(report: dict[str, Any]) -> str:
     """Aligned columns for a terminal."""
-    rows = [COLUMNS, *cells(results)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(COLUMNS))]
+    parts = []
+    for group in GROUPS:
+        rows = cells(_of(report, group))
+        if rows:
+            target = report["targets"].get(group)
+            parts.append(f"{TITLES[group]}{'' if target is None else f' (target: FVU {target:.4f})'}")
+            parts.append(align([COLUMNS, *rows]))
+    reached = goals(report["rows"])
+    if reached:
+        parts.append(align([("goal", "wanted", "measured"), *reached]))
+    for name, stages in report["stages_ms"].items():
+        parts.append("\n".join(f"{name}: {stage:50s} {value:8.1f} ms" for stage, value in stages.items()))
+    return "\n\n".join(parts)
+
+
+def _of(report: dict[str, Any], group: str) -> dict[str, dict[str, Any]]:
+    return {name: result for name, result in report["rows"].items() if ROWS[name].group == group}
+
+
+def align(rows: list[tuple[str, ...]]) -> str:
+    """Columns of text: two of words, then numbers."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = []
     for row in rows:
         parts = [c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
@@ -96,24 +178,36 @@ def processor() -> str:
         return platform.processor() or platform.machine()
 
 
+def markdown_table(header: tuple[str, ...], rows: list[tuple[str, ...]], left: int = 2) -> list[str]:
+    """Lines of a Markdown table; the first `left` columns are words."""
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * left + "---:|" * (len(header) - left)]
+    return lines + ["| " + " | ".join(row) + " |" for row in rows]
+
+
 def markdown(report: dict[str, Any], args: dict[str, Any]) -> str:
     """The report as a page."""
     source = "planted activations" if args["cache"] is None else f"real activations (`{args['train_key']}`)"
     facts = ", ".join(f"{key} {value}" for key, value in report["machine"].items())
     versions = ", ".join(dict.fromkeys(result["version"] for result in report["rows"].values()))
-    sizes = f"k={args['k']}, d_sae={args['d_sae']}, {args['batch']} tokens per step, {args['steps']} steps, float32"
+    sizes = f"k={args['k']}, d_sae={args['d_sae']}, {args['batch']} tokens per step, {args['steps']} steps"
     lines = [
         f"# Training step: {source}, {sizes}",
         "",
         f"Machine: {facts}. Versions: {versions}.",
         "All rows in one run, one at a time, on the same activations in the same order; quality on the same",
-        f"{args['held_out']} held-out tokens with the same code. Target: FVU {report['target_fvu'] or float('nan'):.4f}, the worst + 1 %.",
-        "",
-        "| " + " | ".join(COLUMNS) + " |",
-        "|" + "---|" * 2 + "---:|" * (len(COLUMNS) - 2),
+        f"{args['held_out']} held-out tokens with the same code. Every buffer holds {args['buffer_tokens']:,} tokens.",
     ]
-    lines += ["| " + " | ".join(row) + " |" for row in cells(report["rows"])]
-    if report["stages_ms"]:
-        lines += ["", "One of our steps:", "", "| stage | ms |", "|---|---:|"]
-        lines += [f"| {stage} | {value:.1f} |" for stage, value in report["stages_ms"].items()]
+    for group in GROUPS:
+        rows = cells(_of(report, group))
+        if rows:
+            target = report["targets"].get(group)
+            lines += ["", f"## {TITLES[group]}", ""]
+            lines += [] if target is None else [f"Target: FVU {target:.4f}, the worst final one of a peer.", ""]
+            lines += markdown_table(COLUMNS, rows)
+    reached = goals(report["rows"])
+    if reached:
+        lines += ["", "## Goals", "", *markdown_table(("figure", "goal", "measured"), reached, left=1)]
+    for name, stages in report["stages_ms"].items():
+        rows = [(stage, f"{value:.1f}") for stage, value in stages.items()]
+        lines += ["", f"One step of {name}:", "", *markdown_table(("stage", "ms"), rows, left=1)]
     return "\n".join(lines) + "\n"

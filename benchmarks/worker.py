@@ -16,8 +16,11 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from .implementations import ROWS, Row, Task
+from .buffers import BUFFERS, seconds_per_batch
+from .floor import floor
+from .implementations import Task
 from .quality import judge
+from .rows import ROWS, Row, at_rate
 
 
 class PeakMemory:
@@ -54,12 +57,12 @@ def checkpoints(steps: int, warmup: int, count: int = 16) -> set[int]:
     return {round(warmup + (steps - warmup) * (i / count) ** 1.5) for i in range(1, count + 1)}
 
 
-def measure(row: Row, task: Task, data: dict[str, torch.Tensor], warmup: int) -> dict[str, Any]:
-    """Builds and takes every step, timed; figures on held-out activations in between are not."""
+def measure(row: Row, task: Task, data: dict[str, torch.Tensor], warmup: int, points: int = 16) -> dict[str, Any]:
+    """Builds and takes every step, timed; `points` times figures on held-out activations in between, which are not."""
     rehearse(row, task)
     memory, seconds, curve = PeakMemory(), [], []
     implementation = row.build(task)
-    due = checkpoints(task.steps, warmup)
+    due = checkpoints(task.steps, warmup, points)
     batches = data["train"].split(task.batch)
     for done, x in enumerate(batches[: task.steps], start=1):
         start = time.perf_counter()
@@ -75,9 +78,26 @@ def measure(row: Row, task: Task, data: dict[str, torch.Tensor], warmup: int) ->
         "tokens_per_second": task.batch / statistics.median(timed),
         "best_tokens_per_second": task.batch / min(timed),
         "timed_steps": len(timed),
+        "best_step_ms": min(timed) * 1e3,
         "peak_memory": memory.peak,
         "curve": curve,
     }
+
+
+def beside(row: Row, task: Task, x: torch.Tensor, buffer_tokens: int) -> dict[str, Any]:
+    """The floor of a step in the row's precision, and the cost of a batch of the library's own buffer, taken right after."""
+    bf16 = bool(task.options.get("bf16") or task.options.get("autocast"))
+    parts = floor(x[: task.batch], task.d_sae, task.k, torch.bfloat16 if bf16 else torch.float32)
+    out: dict[str, Any] = {"bf16": bf16, "floor_ms": sum(parts.values()), "floor": parts}
+    buffer = BUFFERS.get(row.library)
+    if buffer is not None and buffer_tokens:
+        out["buffer_ms"] = seconds_per_batch(buffer, x, buffer_tokens, task.batch) * 1e3
+    return out
+
+
+def with_buffer(result: dict[str, Any], batch: int) -> float:
+    """Tokens per second when each batch of the median step also comes out of the library's own buffer."""
+    return batch / (batch / result["tokens_per_second"] + result.get("buffer_ms", 0.0) / 1e3)
 
 
 def rehearse(row: Row, task: Task) -> None:
@@ -94,14 +114,20 @@ def main() -> None:
     parser.add_argument("task", help="the fields of Task as JSON")
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--warmup", type=int, required=True)
+    parser.add_argument("--points", type=int, default=16)
+    parser.add_argument("--buffer-tokens", type=int, default=0)
+    parser.add_argument("--rate", type=float, help="learning rate, in place of the row's")
     parser.add_argument("--result", type=Path, required=True)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     row, task = ROWS[args.row], Task(**json.loads(args.task))
+    task.options = row.options if args.rate is None else at_rate(row, args.rate)
     data = {name: tensor.clone() for name, tensor in load_file(args.data).items()}
     result: dict[str, Any] = {"version": row.version()}
     try:
-        result |= measure(row, task, data, args.warmup)
+        result |= measure(row, task, data, args.warmup, args.points)
+        result |= beside(row, task, data["train"], args.buffer_tokens)
+        result["with_buffer"] = with_buffer(result, task.batch)
     except ImportError as error:
         result["missing"] = str(error)
     args.result.write_text(json.dumps(result), encoding="utf-8")

@@ -12,10 +12,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
-from benchmarks import implementations, report, worker
+from benchmarks import report, rows, train_step, worker
 from benchmarks.activations import Planted, write_from_cache, write_planted
-from benchmarks.implementations import ROWS, Ours, PlainTorch, Row, Task
+from benchmarks.buffers import ours, seconds_per_batch
+from benchmarks.floor import floor
+from benchmarks.implementations import Ours, PlainTorch, Task
 from benchmarks.quality import Weights, judge
+from benchmarks.rows import ROWS, Row, at_rate, chosen
 
 
 TASK = Task(d=16, d_sae=64, k=4, batch=64, steps=12)
@@ -45,6 +48,7 @@ def test_a_cache_is_cut_to_what_the_run_needs(tmp_path):
         tmp_path / "out", tmp_path / "cache.safetensors", train="a", held_out="b", n_train=64, n_held_out=20
     )
     out = load_file(tmp_path / "out")
+    assert float(out["train"].square().mean()) == pytest.approx(1.0, rel=1e-4)
     assert {k: (list(v.shape), v.dtype) for k, v in out.items()} == {
         "train": ([64, 4], torch.float32),
         "held_out": ([20, 4], torch.float32),
@@ -89,25 +93,108 @@ def test_a_peer_that_is_not_there_is_a_cell_of_the_table(tmp_path, monkeypatch):
     def absent(task: Task) -> PlainTorch:
         raise ImportError("no module")
 
-    monkeypatch.setitem(implementations.ROWS, "saelens", Row(absent, "defaults", {}, "no-such-distribution"))
+    monkeypatch.setitem(rows.ROWS, "saelens-best", Row(absent, "defaults", {}, "no-such-distribution"))
     write_planted(tmp_path / "data", d=16, d_sae=64, n_train=64, n_held_out=64)
-    argv = ["worker", "saelens", str(tmp_path / "data"), json.dumps(vars(TASK))]
+    argv = ["worker", "saelens-best", str(tmp_path / "data"), json.dumps(vars(TASK))]
     argv += ["--threads", str(torch.get_num_threads()), "--warmup", "2", "--result", str(tmp_path / "result.json")]
     monkeypatch.setattr("sys.argv", argv)
     worker.main()
     result = json.loads(Path(tmp_path / "result.json").read_text())
     assert result == {"version": "not installed", "missing": "no module"}
-    assert "not installed" in report.table({"saelens": result})
+    assert "not installed" in str(report.cells({"saelens-best": result}))
 
 
-def test_time_to_the_common_target_is_read_off_the_curve():
+def test_the_target_is_the_worst_final_quality_of_a_peer_and_is_read_off_the_curve():
     slow = {"curve": [{"seconds": 1.0, "fvu": 0.6}, {"seconds": 3.0, "fvu": 0.4}]}
+    peer = {"curve": [{"seconds": 1.0, "fvu": 0.8}, {"seconds": 2.0, "fvu": 0.5}]}
     fast = {"curve": [{"seconds": 0.1, "fvu": 0.3}, {"seconds": 0.2, "fvu": 0.2}]}
-    target = report.time_to({"a": slow, "b": fast, "c": {"missing": "x"}})
-    assert target == pytest.approx(0.404)
-    assert slow["seconds_to_target"] == pytest.approx(1 + 2 * 0.196 / 0.2)
+    never = {"curve": [{"seconds": 0.1, "fvu": 0.9}, {"seconds": 0.2, "fvu": 0.7}]}
+    names = {"torch-best": slow, "saelens-best": peer, "hf_sae-best": fast, "torch-same": never, "sparsify-best": {}}
+    assert report.time_to(names) == 0.5
+    assert slow["seconds_to_target"] == pytest.approx(2.0)
+    assert peer["seconds_to_target"] == pytest.approx(2.0)
     assert fast["seconds_to_target"] == 0.1
-    assert report.time_to({"c": {"missing": "x"}}) is None
+    assert never["seconds_to_target"] is None
+    assert report.time_to({"saelens-best": {"missing": "x"}}) is None
+
+
+def test_goals_are_ratios_within_one_run():
+    def result(speed: float, memory: int, seconds: float) -> dict:
+        curve = [{"seconds": seconds / 2, "fvu": 0.6}, {"seconds": seconds, "fvu": 0.4}]
+        return {
+            "best_tokens_per_second": speed,
+            "peak_memory": memory,
+            "curve": curve,
+            "best_step_ms": 3.0,
+            "floor_ms": 2.0,
+            "seconds_to_target": seconds,
+        }
+
+    found = report.goals({"hf_sae-same": result(90, 50, 2.0), "saelens-same": result(10, 100, 8.0)})
+    assert {figure: measured for figure, _, measured in found} == {
+        "one mathematics: step / floor": "1.50",
+        "one mathematics: memory / best peer's": "0.50",
+        "one mathematics: seconds to target, hf_sae-same / best peer": "0.25",
+        "one mathematics: speed / saelens-same": "9.00",
+    }
+
+
+def test_rows_are_chosen_by_name_library_and_group():
+    assert chosen(["torch-same"]) == ["torch-same"]
+    assert {ROWS[name].library for name in chosen(["best"])} == set(rows.LIBRARIES)
+    assert all(ROWS[name].group == "default" or ROWS[name].library == "torch" for name in chosen(["default", "torch"]))
+    with pytest.raises(KeyError, match="'jax' is no row"):
+        chosen(["jax"])
+    assert at_rate(ROWS["hf_sae-best"], 0.5)["learning_rate"] == at_rate(ROWS["torch-best"], 0.5)["lr"] == 0.5
+
+
+def test_flags_win_over_a_preset():
+    args = train_step.arguments(["--preset", "wide", "--steps", "7"])
+    assert (args.d, args.d_sae, args.batch, args.steps) == (768, 6144, 1024, 7)
+
+
+def test_rows_of_one_mathematics_follow_one_learning_rate():
+    task = replace(TASK, steps=100, options=ROWS["torch-same"].options)
+    torch_row, x = PlainTorch(task), Planted(d=16, n_features=64).sample(64, 1)
+    ours_row = Ours(replace(task, options=ROWS["hf_sae-same"].options))
+    theirs, own = [], []
+    for _ in range(10):
+        theirs.append(torch_row.optimizer.param_groups[0]["lr"])
+        torch_row.step(x)
+        ours_row.step(x)
+        own.append(ours_row.trainer.args.learning_rate_at(ours_row.trainer.step - 1, task.d_sae))
+    assert theirs[0] == own[0] == 1e-3
+    assert theirs == pytest.approx(own, rel=0.03)
+
+
+def test_a_row_with_bfloat16_products_learns_and_keeps_float32_weights():
+    x = Planted(d=16, n_features=64).sample(64, 1)
+    row = PlainTorch(replace(TASK, options={"bf16": True, "fused": True}))
+    before = judge(row.weights(), x, TASK.k).fvu
+    for _ in range(8):
+        row.step(x)
+    assert row.encoder.dtype == torch.float32
+    assert judge(row.weights(), x, TASK.k).fvu < before
+
+
+def test_our_buffer_serves_what_it_was_given():
+    x = torch.arange(4096.0)[:, None].expand(-1, 2).contiguous()
+    batches = ours(iter(x.split(512)), 1024, 128)
+    served = torch.cat([next(batches)[:, 0].clone() for _ in range(24)])
+    assert served.unique().numel() == 24 * 128  # every token once
+    assert not torch.equal(served, served.sort().values)
+    assert seconds_per_batch(ours, x, 1024, 128) > 0
+
+
+def test_time_with_a_buffer_is_the_sum_of_both():
+    assert worker.with_buffer({"tokens_per_second": 1000.0, "buffer_ms": 100.0}, 100) == pytest.approx(500)
+    assert worker.with_buffer({"tokens_per_second": 1000.0}, 100) == pytest.approx(1000)
+
+
+def test_the_floor_is_a_product_and_a_selection():
+    parts = floor(torch.randn(64, 16), 128, 4, repeats=2)
+    assert set(parts) == {"product", "top_k"}
+    assert all(value > 0 for value in parts.values())
 
 
 def test_ours_and_plain_torch_agree_with_what_they_export():
@@ -138,5 +225,6 @@ def test_checkpoints_come_after_the_warm_up_and_include_the_end():
     assert len(due) == 16
 
 
-def test_the_table_has_a_row_for_each_implementation():
-    assert {"hf_sae", "saelens", "sparsify", "torch"} <= set(ROWS)
+def test_every_library_has_a_row_in_every_group_it_is_compared_in():
+    for group in ("same", "best"):
+        assert {row.library for row in ROWS.values() if row.group == group} == set(rows.LIBRARIES)

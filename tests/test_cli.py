@@ -526,3 +526,17 @@ def test_threads_do_not_spin_unless_asked_to():
         )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True)
         assert done.stdout.splitlines()[-1] == expected
+
+
+def test_a_dry_run_estimates_and_writes_nothing(run: Any, tmp_path: Path):
+    folder = tmp_path / "out"
+    result = run("train", *SMALL, "--dry-run", "--save-steps", "2", "--output-dir", folder, "--json")
+    assert result.code == 0
+    found = json.loads(result.out)
+    assert {"host forward", "encoder product", "top-k", "optimiser", "evaluation"} <= {
+        p["name"] for p in found["parts"]
+    }
+    assert found["machine"]["host"] > 0
+    assert found["seconds"] > 0
+    assert "of the time" in found["advice"][0]
+    assert not folder.exists()

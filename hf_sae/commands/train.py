@@ -74,10 +74,11 @@ def train(
     hub_strategy: Annotated[
         str, Option(help="Checkpoints to upload: checkpoint, all_checkpoints or end.")
     ] = "checkpoint",
-    bf16: Annotated[bool, Option(help="Encoder products in bfloat16.")] = False,
+    bf16: Annotated[bool | None, Option(help="Encoder products in bfloat16. Default: on a GPU that can.")] = None,
     eval_tokens: Annotated[int, Option(help="Tokens to measure the result on; 0 does not.")] = 32_768,
     card_features: Annotated[int, Option(help="Example features in the card, found on that text.")] = 6,
     eval_split: Annotated[str | None, Option(help="Split to measure on. Default: test of the default data.")] = None,
+    dry_run: Annotated[bool, Option(help="Estimate time, memory and disk of the run, and do not train.")] = False,
     config: Annotated[
         Path | None,
         Option(help="YAML file with these options as keys; flags win.", is_eager=True, callback=read_config),
@@ -116,6 +117,11 @@ def run(options: Any) -> None:
     model_config = build_config(options, host)
     dataset = stdlib_corpus(options.split) if options.dataset is None else options.dataset
     stream = open_stream(host, tokenizer, dataset, model_config, args, **stream_options(options))
+    if options.dry_run:
+        from .rehearse import rehearse
+
+        rehearse(options, console, model_config, args, stream)
+        return
     sae = new_model(model_config, options.seed)
     trainer = SAETrainer(sae, args, stream)
     began = time.monotonic()

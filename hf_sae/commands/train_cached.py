@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from .console import Console, fail, load_host
+from .rehearse import rehearse
 from .train import LAST, build_config, conclude, new_model
 
 
@@ -32,6 +33,9 @@ def run_cached(options: Any, args: SAETrainingArguments, console: Console, proce
     model_config = build_config(options, None, whole.widths)
     model_config.provenance = None  # the stream says which text it was
     stream = CachedStream(options.cache, [options.hook, *filter(None, [options.hook_out])], **chosen)
+    if options.dry_run:
+        rehearse(options, console, model_config, args, stream)
+        return
     sae = new_model(model_config, options.seed)
     trainer = SAETrainer(sae, args, Prefetched(stream, trainer_device(process)))
     began = time.monotonic()

@@ -7,6 +7,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from ..errors import ConfigError
 
 
@@ -22,8 +24,10 @@ class SAETrainingArguments:
         adam_beta1, adam_beta2, adam_epsilon (`float`): of Adam. The epsilon is the one of Gao et al. 2024.
         warmup_share, decay_share (`float`): shares of the steps over which the rate rises from 0 and falls to 0.
         gradient_accumulation_steps (`int`): parts that a batch is computed in; the gradient is the same.
-        max_grad_norm (`float`, *optional*): clip the global norm; `None` does not.
-        bf16 (`bool`): compute encoder products in bfloat16 (weights and optimiser stay float32).
+        max_grad_norm (`float`, *optional*): clip the global norm, which takes a second visit to every gradient; `None` does
+            not: losses are shares of the variance, whose gradients are far below 1, and Adam bounds its steps.
+        bf16 (`bool`, *optional*): compute encoder products in bfloat16 (weights and optimiser stay float32); `None` does so
+            on a GPU that can, and not on a CPU.
         seed (`int`): of initialisation. The order of the data is seeded by the stream.
         dead_after_tokens (`int`, *optional*): a latent that did not fire for so long is dead; `None` is the smaller of
             10 M and a tenth of the run.
@@ -52,8 +56,8 @@ class SAETrainingArguments:
     warmup_share: float = 0.02
     decay_share: float = 0.3
     gradient_accumulation_steps: int = 1
-    max_grad_norm: float | None = 1.0
-    bf16: bool = False
+    max_grad_norm: float | None = None
+    bf16: bool | None = None
     seed: int = 0
     dead_after_tokens: int | None = None
     logging_steps: int = 20
@@ -95,6 +99,12 @@ class SAETrainingArguments:
     def dead_window(self) -> int:
         """Tokens without firing after which a latent is dead."""
         return self.dead_after_tokens or min(10_000_000, max(self.total_tokens // 10, 1))
+
+    def computes_in_bf16(self, device: torch.device) -> bool:
+        """Whether encoder products are computed in bfloat16 on `device`."""
+        if self.bf16 is not None:
+            return self.bf16
+        return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
     def peak_learning_rate(self, d_sae: int) -> float:
         """The rate between warm-up and decay."""

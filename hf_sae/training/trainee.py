@@ -111,7 +111,7 @@ class Trainee:
             share = x[part].shape[0] / x.shape[0]
             waits = start + size < x.shape[0]
             with accelerator.no_sync(self.wrapped) if waits else contextlib.nullcontext():
-                with torch.autocast(x.device.type, torch.bfloat16, enabled=args.bf16):
+                with torch.autocast(x.device.type, torch.bfloat16, enabled=args.computes_in_bf16(x.device)):
                     output = self.wrapped(x[part], target=target[part], state=self.state)
                 (output.loss * share).backward()
             fired += _firing_counts(output.latents)
