@@ -97,6 +97,7 @@ class JumpReLUSAE(SAE):
 
     config: JumpReLUConfig
     paper: ClassVar[str] = "Rajamanoharan et al. 2024, Jumping ahead, arXiv:2407.14435"
+    per_latent: ClassVar[tuple[str, ...]] = ("encoder.weight", "encoder.bias", "decoder.weight", "threshold")
     _keep_in_fp32_modules_strict: ClassVar[list[str]] = ["threshold"]
 
     def __init__(self, config: JumpReLUConfig) -> None:
@@ -128,12 +129,12 @@ class JumpReLUSAE(SAE):
         state = result.state
         pre = self.pre_activations(result.x) if result.pre_activations is None else result.pre_activations
         pre = pre.float()
-        l0 = _Step.apply(pre, self.threshold, self._epsilon(state)).sum(-1).mean()
+        l0 = self.dictionary.sum(_Step.apply(pre, self.threshold, self._epsilon(state)).sum(-1).mean())
         strength = state.values.get("l0_coefficient", self.config.l0_coefficient)
         losses = {"l0": strength * l0 / (self.config.target_l0 or self.config.d_sae)}
         dead = state.dead()
-        if dead is not None and self.config.dead_coefficient and dead.any():
-            below = torch.relu(self.threshold - pre)[..., dead].sum(-1).mean()
+        if dead is not None and self.config.dead_coefficient and self.dictionary.count(dead):
+            below = self.dictionary.sum(torch.relu(self.threshold - pre)[..., dead].sum(-1).mean())
             losses["dead"] = self.config.dead_coefficient * below / state.values.get("scale", 1.0)
         return losses
 
@@ -174,7 +175,8 @@ class JumpReLUSAE(SAE):
         excess = math.log(max(smooth, 1e-3) / target)
         excess = max(-MAX_EXCESS, min(MAX_EXCESS, excess))
         if self.threshold.requires_grad:  # frozen ones (under an adapter) leave the control to λ
-            typical = self.threshold.mean().clamp_min(0.01 * values.get("scale", 1.0))
+            typical = self.dictionary.sum(self.threshold.sum()) / self.config.d_sae
+            typical = typical.clamp_min(0.01 * values.get("scale", 1.0))
             self.threshold.add_(typical * (SHIFT_GAIN * excess)).clamp_(min=0)
         values["integral"] = max(-12.0, min(12.0, values.get("integral", 0.0) + INTEGRAL_GAIN * excess))
         values["l0_coefficient"] = self.config.l0_coefficient * math.exp(values["integral"])

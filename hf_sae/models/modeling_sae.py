@@ -34,6 +34,7 @@ from .adapters import (
 from .checkpoint import FEATURE_STATS, atomic_folder, load_strictly, read_feature_stats, without_progress_bars
 from .code_export import with_code, without_code
 from .configuration_sae import SAEConfig
+from .dictionary import WholeDictionary
 from .errors import CheckpointError
 from .outputs import Pass, SAEOutput, TrainingState, total_variance
 from .pinning import hub_options, is_commit, pin, remember, split_name
@@ -54,19 +55,20 @@ class Decoder(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(d_sae, d_out))
         self.bias = nn.Parameter(torch.empty(d_out))
+        self.dictionary = WholeDictionary()
 
     def forward(self, latents: Tensor | SparseCode | None = None) -> Tensor:
         """`[..., d_out]`; the bias alone where no latents are given (so that offloading hooks see that read too)."""
         if latents is None:
             return self.bias
         if not isinstance(latents, SparseCode):
-            return latents.to(self.weight.dtype) @ self.weight + self.bias
+            return self.dictionary.sum(latents.to(self.weight.dtype) @ self.weight) + self.bias
         if latents.offsets is None:
             k = latents.values.shape[-1]
             out = sparse_decode(latents.values.reshape(-1, k), latents.indices.reshape(-1, k), self.weight)
         else:
             out = decode_rows(latents.values, latents.indices, latents.offsets, self.weight)
-        return out.view(*latents.shape, -1) + self.bias
+        return self.dictionary.sum(out).view(*latents.shape, -1) + self.bias
 
 
 class SAE(PreTrainedModel):
@@ -81,6 +83,9 @@ class SAE(PreTrainedModel):
     # Adam's steps have one size for all entries. Decoder entries are about 1/sqrt(d_out), encoder entries several times
     # smaller (see `TopKSAE.initialize_from`): equal relative steps need unequal rates. The factor was measured.
     learning_rate_factors: ClassVar[dict[str, float]] = {"decoder.weight": 3.0}
+    # Parameters with a row per latent. An architecture that names its own may be trained with its latents shared out
+    # among processes: all that it computes over latents then has to go through `self.dictionary`.
+    per_latent: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: SAEConfig) -> None:
         super().__init__(config)
@@ -139,7 +144,7 @@ class SAE(PreTrainedModel):
 
     def pre_activations(self, x: Tensor) -> Tensor:
         """`[..., d_sae]`: the encoder's output for a normalised input, before the nonlinearity."""
-        return self.encoder(x - self.decoder() if self.config.subtracts_bias else x)
+        return self.encoder(x - self.dictionary.copy(self.decoder()) if self.config.subtracts_bias else x)
 
     def activate(self, pre_activations: Tensor) -> Tensor:
         """Dense latents from pre-activations `[..., d_sae]`; the architecture's nonlinearity."""
@@ -261,6 +266,11 @@ class SAE(PreTrainedModel):
         weight = self.decoder.weight
         if self.unit_norm_decoder and weight.requires_grad:  # a frozen one (under an adapter) keeps its bits
             weight.div_(torch.linalg.vector_norm(weight, dim=-1, keepdim=True).clamp_min_(1e-12))
+
+    @property
+    def dictionary(self) -> WholeDictionary:
+        """The part of the dictionary that is here: all of it, except while training shares it out."""
+        return self.decoder.dictionary
 
     @property
     def dtype(self) -> torch.dtype:

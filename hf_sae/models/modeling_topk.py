@@ -65,6 +65,7 @@ class TopKSAE(SAE):
 
     config: TopKConfig
     paper: ClassVar[str] = "Gao et al. 2024, Scaling and evaluating sparse autoencoders, arXiv:2406.04093"
+    per_latent: ClassVar[tuple[str, ...]] = ("encoder.weight", "encoder.bias", "decoder.weight")
 
     def __init__(self, config: TopKConfig) -> None:
         super().__init__(config)
@@ -85,18 +86,24 @@ class TopKSAE(SAE):
         return self._select(pre, k, norm), pre
 
     def _select(self, pre: Tensor, k: int, norm: Norm | None) -> SparseCode:
-        indices = top_k(pre, k)
-        return SparseCode(torch.relu(pre.gather(-1, indices)), indices, None, self.config.d_sae, norm)
+        indices, chosen = self._largest(pre.reshape(-1, pre.shape[-1]), k)
+        indices, chosen = (None if t is None else t.view(*pre.shape[:-1], -1) for t in (indices, chosen))
+        values = torch.relu(pre.gather(-1, indices))
+        return SparseCode(values if chosen is None else values * chosen, indices, None, pre.shape[-1], norm)
+
+    def _largest(self, pre: Tensor, k: int) -> tuple[Tensor, Tensor | None]:
+        return self.dictionary.choose(pre, top_k(pre, min(k, pre.shape[-1])), k)
 
     def _select_sparsely(self, x: Tensor, k: int, norm: Norm | None) -> SparseCode:
         rows = x.reshape(-1, x.shape[-1])
-        shift = self.decoder() if self.config.subtracts_bias else None
+        shift = self.dictionary.copy(self.decoder()) if self.config.subtracts_bias else None
         with torch.no_grad():
             pre = F.linear(rows if shift is None else rows - shift, self.encoder.weight, self.encoder.bias)
-            indices = top_k(pre, k)
+            indices, chosen = self._largest(pre, k)
         values = SelectedPreActivations.apply(rows, self.encoder.weight, self.encoder.bias, shift, pre, indices)
-        shape = (*x.shape[:-1], k)
-        return SparseCode(torch.relu(values).view(shape), indices.view(shape), None, self.config.d_sae, norm)
+        values = torch.relu(values if chosen is None else values * chosen)
+        shape = (*x.shape[:-1], indices.shape[-1])
+        return SparseCode(values.view(shape), indices.view(shape), None, pre.shape[-1], norm)
 
     def _encoder_is_plain(self) -> bool:
         # LoRA, quantised and offloaded encoders, and encoders with hooks, must be called as modules
@@ -107,11 +114,14 @@ class TopKSAE(SAE):
     def penalties(self, result: Pass) -> dict[str, Tensor]:
         """AuxK (eq. in section A.2 of the paper, with the loss's one normaliser): zero without dead latents."""
         dead = result.state.dead()
-        if dead is None or not self.config.aux_coefficient or not dead.any():
+        if dead is None or not self.config.aux_coefficient:
+            return {}
+        n_dead = self.dictionary.count(dead)
+        if not n_dead:
             return {}
         index = dead.nonzero().squeeze(1)
         wanted = self.config.k_aux or max(self.decoder.weight.shape[1] // 2, 1)
-        k_aux = min(wanted, index.numel())
+        k_aux = min(wanted, n_dead)
         x = result.x.reshape(-1, result.x.shape[-1])
         if self.config.subtracts_bias:
             x = x - self.decoder().detach()
@@ -119,11 +129,13 @@ class TopKSAE(SAE):
             pre = F.linear(x.detach(), self.encoder.weight[index], self.encoder.bias[index])
         else:  # rows of `weight` would be the base's, and the adapter of a dead latent would get no gradient
             pre = self.encoder(x.detach())[..., index]
-        values, chosen = pre.topk(k_aux, dim=-1, sorted=False)
-        latents = torch.zeros_like(pre).scatter(-1, chosen, torch.relu(values))
+        columns = pre.topk(min(k_aux, pre.shape[-1]), dim=-1, sorted=False).indices
+        columns, chosen = self.dictionary.choose(pre.detach(), columns, k_aux)
+        values = torch.relu(pre.gather(-1, columns))
+        latents = torch.zeros_like(pre).scatter(-1, columns, values if chosen is None else values * chosen)
         left_over = result.error.detach().reshape(-1, result.error.shape[-1])
         norm = None if result.norm is None else (result.norm[0].reshape(-1, 1), result.norm[1].reshape(-1, 1))
-        error = left_over - self.to_output_units(latents @ self.decoder.weight[index], norm)
+        error = left_over - self.to_output_units(self.dictionary.sum(latents @ self.decoder.weight[index]), norm)
         # few dead latents must not each be pulled as hard as many would be
         scale = self.config.aux_coefficient * (k_aux / wanted) / result.state.normaliser
         return {"auxk": scale * error.square().sum(-1).mean()}
