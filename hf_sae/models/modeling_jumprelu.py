@@ -92,6 +92,10 @@ class _Step(torch.autograd.Function):
         return None, -near.reshape(-1, pre.shape[-1]).sum(0) / ctx.bandwidth, None
 
 
+def _in_full_precision(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 class JumpReLUSAE(SAE):
     """An autoencoder whose latents are pre-activations above a learnt threshold."""
 
@@ -113,7 +117,7 @@ class JumpReLUSAE(SAE):
 
     def activate(self, pre_activations: Tensor, epsilon: float = 1e-3) -> Tensor:
         """Dense latents `u · 1[u > θ]`, compared in float32; `epsilon` is the kernel's width in units of u."""
-        latents = _JumpReLU.apply(pre_activations.float(), self.threshold, epsilon)
+        latents = _JumpReLU.apply(_in_full_precision(pre_activations), self.threshold, epsilon)
         return latents.to(pre_activations.dtype)
 
     def latents_of(self, x: Tensor, norm: Norm | None, state: TrainingState | None = None) -> tuple[Tensor, Tensor]:
@@ -128,7 +132,7 @@ class JumpReLUSAE(SAE):
         """`λ L0 / target_l0`, and the pull on dead latents."""
         state = result.state
         pre = self.pre_activations(result.x) if result.pre_activations is None else result.pre_activations
-        pre = pre.float()
+        pre = _in_full_precision(pre)
         l0 = self.dictionary.sum(_Step.apply(pre, self.threshold, self._epsilon(state)).sum(-1).mean())
         strength = state.values.get("l0_coefficient", self.config.l0_coefficient)
         losses = {"l0": strength * l0 / (self.config.target_l0 or self.config.d_sae)}
@@ -152,7 +156,7 @@ class JumpReLUSAE(SAE):
         x, _ = self.normalize(x[:SAMPLE_FOR_THRESHOLDS])
         if self.config.target_l0 is not None:
             firing = min(x.shape[0], max(1, round(x.shape[0] * self.config.target_l0 / self.config.d_sae)))
-            self.threshold.copy_(self.pre_activations(x).float().topk(firing, dim=0).values[-1].clamp_min(0))
+            self.threshold.copy_(_in_full_precision(self.pre_activations(x)).topk(firing, dim=0).values[-1].clamp_min(0))
 
     @torch.no_grad()
     def after_step(self, state: TrainingState, output: SAEOutput) -> None:

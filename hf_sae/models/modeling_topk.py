@@ -87,9 +87,10 @@ class TopKSAE(SAE):
 
     def _select(self, pre: Tensor, k: int, norm: Norm | None) -> SparseCode:
         indices, chosen = self._largest(pre.reshape(-1, pre.shape[-1]), k)
-        indices, chosen = (None if t is None else t.view(*pre.shape[:-1], -1) for t in (indices, chosen))
+        indices = indices.view(*pre.shape[:-1], indices.shape[-1])
         values = torch.relu(pre.gather(-1, indices))
-        return SparseCode(values if chosen is None else values * chosen, indices, None, pre.shape[-1], norm)
+        values = values if chosen is None else values * chosen.view(values.shape)
+        return SparseCode(values, indices, None, pre.shape[-1], norm)
 
     def _largest(self, pre: Tensor, k: int) -> tuple[Tensor, Tensor | None]:
         return self.dictionary.choose(pre, top_k(pre, min(k, pre.shape[-1])), k)

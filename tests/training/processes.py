@@ -1,0 +1,174 @@
+"""What the tests start under torchrun: every scheme against one process over one fixed sequence of global batches.
+
+`python -m tests.training.processes FOLDER` computes the expected figures and weights alone;
+`torchrun … -m tests.training.processes FOLDER` compares each scheme with them. One launch serves many checks.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, PartialState
+from safetensors.torch import load_file, save_file
+
+from hf_sae.models import (
+    SAE,
+    AutoSAE,
+    JumpReLUConfig,
+    JumpReLUSAE,
+    StandardConfig,
+    StandardSAE,
+    TopKConfig,
+    TopKSAE,
+)
+from hf_sae.training import SAETrainer, SAETrainingArguments
+from tests.training.planted import planted
+
+
+STEPS, TOKENS, WIDTH, LATENTS = 20, 64, 16, 50  # 50 rows on 4 processes: unequal ranges
+POINT = {"d_in": WIDTH, "d_sae": LATENTS, "hook_in": "resid_post.0"}
+TOLERANCE = 1e-9
+
+
+def batches(transcoder: bool) -> list[Any]:
+    x, _ = planted(STEPS * TOKENS)
+    x = x.double()
+    y = x @ torch.randn(WIDTH, 10, generator=torch.Generator().manual_seed(1)).double() / 4
+    pairs = zip(x.split(TOKENS), y.split(TOKENS), strict=True)
+    return list(pairs) if transcoder else list(x.split(TOKENS))
+
+
+def with_dead(sae: SAE) -> SAE:
+    """Latents that never fire at first, in the range of every process."""
+    with torch.no_grad():
+        sae.encoder.bias[::4] = -50.0
+    return sae
+
+
+def make(config: Any, cls: type, dead: bool = False) -> SAE:
+    torch.manual_seed(3)
+    sae = cls(config).double()
+    return with_dead(sae) if dead else sae
+
+
+def transcoder(**changes: Any) -> SAE:
+    places = {"d_out": 10, "hook_in": "mlp_in.0", "hook_out": "mlp_out.0", "skip": True}
+    return make(TopKConfig(**POINT | places | {"k": 4} | changes), TopKSAE)
+
+
+CASES: dict[str, tuple[Callable[[], SAE | dict[str, SAE]], dict[str, Any]]] = {
+    "topk": (lambda: make(TopKConfig(**POINT, k=3, k_aux=6), TopKSAE, dead=True), {"dead_after_tokens": 2 * TOKENS}),
+    "topk-norm": (lambda: make(TopKConfig(**POINT, k=3, input_norm="layer_norm", k_start=9), TopKSAE, dead=True), {"dead_after_tokens": 2 * TOKENS}),
+    "accumulation": (lambda: make(TopKConfig(**POINT, k=3), TopKSAE, dead=True), {"gradient_accumulation_steps": 3, "dead_after_tokens": TOKENS}),
+    "jumprelu": (lambda: make(JumpReLUConfig(**POINT, target_l0=4), JumpReLUSAE, dead=True), {"dead_after_tokens": 2 * TOKENS}),
+    "standard": (lambda: make(StandardConfig(**POINT), StandardSAE), {"max_grad_norm": 0.05}),
+    "transcoder": (transcoder, {"max_grad_norm": 0.01}),
+}
+
+
+def several() -> dict[str, SAE]:
+    places = {"resid_post.0": {}, "resid_post.1": {"d_sae": 24}}
+    saes = {f"k{k}": make(TopKConfig(**POINT, k=k), TopKSAE) for k in (2, 4)}
+    for place, changes in places.items():
+        saes[place] = make(StandardConfig(**POINT | changes | {"hook_in": place}), StandardSAE)
+    return saes
+
+
+CASES["several"] = (several, {})
+
+
+def feed(case: str) -> list[Any]:
+    if case == "several":
+        x = batches(False)
+        return [{"resid_post.0": a, "resid_post.1": b, "resid_post.2": b} for a, b in zip(x, reversed(x), strict=True)]
+    return batches(case == "transcoder")
+
+
+def share_of(batch: Any, rank: int, size: int) -> Any:
+    """The rows of one process; the shares are unequal."""
+    if isinstance(batch, dict):
+        return {key: share_of(value, rank, size) for key, value in batch.items()}
+    if isinstance(batch, tuple):
+        return tuple(share_of(value, rank, size) for value in batch)
+    bounds = [0, *(len(batch) * (r + 1) // size - 3 for r in range(size - 1)), len(batch)]
+    return batch[bounds[rank] : bounds[rank + 1]]
+
+
+def run(folder: Path, case: str, scheme: str, save: bool = False) -> tuple[list[dict[str, float]], SAETrainer]:
+    build, options = CASES[case]
+    state = Accelerator()
+    args: dict[str, Any] = {"learning_rate": 3e-3, "disable_tqdm": True, "logging_steps": 1, "parallelism": scheme}
+    args |= {"total_tokens": STEPS * TOKENS, "tokens_per_batch": TOKENS, "output_dir": str(folder)}
+    data = [share_of(batch, state.process_index, state.num_processes) for batch in feed(case)]
+    trainer = SAETrainer(build(), SAETrainingArguments(**args | options), data)
+    trainer.train()
+    return trainer.log_history, trainer
+
+
+def saved(folder: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a final model, as a loader gets them."""
+    return {
+        f"{path.parent.relative_to(folder)}/{key}": value
+        for path in sorted(folder.rglob("model.safetensors"))
+        for key, value in AutoSAE.from_pretrained(path.parent, dtype=torch.double).state_dict().items()
+    }
+
+
+def expect(folder: Path) -> None:
+    """One process: what is right."""
+    for case in CASES:
+        history, _ = run(folder / "alone" / case, case, "data")
+        (folder / f"{case}.json").write_text(json.dumps(history))
+        save_file(saved(folder / "alone" / case), folder / f"{case}.safetensors")
+
+
+def compare(folder: Path, case: str, scheme: str) -> None:
+    """Several processes: the same losses at every step, and the same saved weights."""
+    place = folder / scheme / case
+    history, _ = run(place, case, scheme)
+    expected = json.loads((folder / f"{case}.json").read_text())
+    assert len(history) == len(expected) == STEPS
+    if "dead_after_tokens" in CASES[case][1]:
+        assert any(row["dead_fraction"] > 0.1 for row in expected), "nothing is dead: the case tests nothing"
+    for got, want in zip(history, expected, strict=True):
+        for key, value in want.items():
+            assert abs(got[key] - value) <= TOLERANCE * max(1, abs(value)), (case, scheme, key, got[key], value)
+    PartialState().wait_for_everyone()
+    if PartialState().is_main_process:
+        weights, wanted = saved(place), load_file(folder / f"{case}.safetensors")
+        assert weights.keys() == wanted.keys()
+        for key, value in wanted.items():
+            assert weights[key].shape == value.shape
+            worst = float((weights[key] - value).abs().max())
+            assert worst <= TOLERANCE, (case, scheme, key, worst)
+    PartialState().wait_for_everyone()
+
+
+def main(folder: Path) -> None:
+    if "RANK" not in os.environ:
+        expect(folder)
+        return
+    state = Accelerator().state  # a PartialState made first would not read ACCELERATE_USE_CPU
+    assert state.num_processes == int(os.environ["WORLD_SIZE"]), state.num_processes
+    for scheme in ("data", "latents", "saes"):
+        for case in CASES:
+            compare(folder, case, scheme)
+            if state.is_main_process:
+                print("SAME", state.num_processes, scheme, case, flush=True)
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    try:
+        main(Path(sys.argv[1]))
+    except Exception:
+        traceback.print_exc()  # torchrun shows no more than the exit status
+        raise
