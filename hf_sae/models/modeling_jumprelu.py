@@ -156,7 +156,9 @@ class JumpReLUSAE(SAE):
         x, _ = self.normalize(x[:SAMPLE_FOR_THRESHOLDS])
         if self.config.target_l0 is not None:
             firing = min(x.shape[0], max(1, round(x.shape[0] * self.config.target_l0 / self.config.d_sae)))
-            self.threshold.copy_(_in_full_precision(self.pre_activations(x)).topk(firing, dim=0).values[-1].clamp_min(0))
+            self.threshold.copy_(
+                _in_full_precision(self.pre_activations(x)).topk(firing, dim=0).values[-1].clamp_min(0)
+            )
 
     @torch.no_grad()
     def after_step(self, state: TrainingState, output: SAEOutput) -> None:

@@ -123,7 +123,9 @@ class SAETrainer:
             self._loop(bar, signals)
         self.save_model()
         self.scheme.finish({trainee.name: trainee.sae for trainee in self.trainees})
-        for tracker in self.accelerator.trackers:  # end_training() would also end the process group, which is the caller's
+        for (
+            tracker
+        ) in self.accelerator.trackers:  # end_training() would also end the process group, which is the caller's
             tracker.finish()
         if self.args.push_to_hub and self.accelerator.is_main_process:
             for trainee in self.trainees:

@@ -65,9 +65,18 @@ def transcoder(**changes: Any) -> SAE:
 
 CASES: dict[str, tuple[Callable[[], SAE | dict[str, SAE]], dict[str, Any]]] = {
     "topk": (lambda: make(TopKConfig(**POINT, k=3, k_aux=6), TopKSAE, dead=True), {"dead_after_tokens": 2 * TOKENS}),
-    "topk-norm": (lambda: make(TopKConfig(**POINT, k=3, input_norm="layer_norm", k_start=9), TopKSAE, dead=True), {"dead_after_tokens": 2 * TOKENS}),
-    "accumulation": (lambda: make(TopKConfig(**POINT, k=3), TopKSAE, dead=True), {"gradient_accumulation_steps": 3, "dead_after_tokens": TOKENS}),
-    "jumprelu": (lambda: make(JumpReLUConfig(**POINT, target_l0=4), JumpReLUSAE, dead=True), {"dead_after_tokens": 2 * TOKENS}),
+    "topk-norm": (
+        lambda: make(TopKConfig(**POINT, k=3, input_norm="layer_norm", k_start=9), TopKSAE, dead=True),
+        {"dead_after_tokens": 2 * TOKENS},
+    ),
+    "accumulation": (
+        lambda: make(TopKConfig(**POINT, k=3), TopKSAE, dead=True),
+        {"gradient_accumulation_steps": 3, "dead_after_tokens": TOKENS},
+    ),
+    "jumprelu": (
+        lambda: make(JumpReLUConfig(**POINT, target_l0=4), JumpReLUSAE, dead=True),
+        {"dead_after_tokens": 2 * TOKENS},
+    ),
     "standard": (lambda: make(StandardConfig(**POINT), StandardSAE), {"max_grad_norm": 0.05}),
     "transcoder": (transcoder, {"max_grad_norm": 0.01}),
 }

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
 from ...models import SAE
+from ...models.adapters import has_adapter
+from . import rows
 from .data import Batch, DataParallel, unpack
 from .processes import Processes
 
@@ -53,15 +57,15 @@ class PlacedSAEs(DataParallel):
         parts, join = unpack(batch)
         needed = [self._needed(rank, batch) for rank in range(self.processes.size)]
         device = self.processes.device
-        rows = [part.to(device).contiguous().view(torch.uint8) for part in parts]
+        octets = [part.to(device).contiguous().view(torch.uint8) for part in parts]
         nothing = torch.empty(0, dtype=torch.uint8, device=device)
-        outgoing = [torch.cat([nothing, *(rows[i].reshape(-1) for i in wanted)]) for wanted in needed]
+        outgoing = [torch.cat([nothing, *(octets[i].reshape(-1) for i in wanted)]) for wanted in needed]
         mine = needed[self.processes.rank]
-        sizes = [count * sum(rows[i].shape[1] for i in mine) for count in counts]
+        sizes = [count * sum(octets[i].shape[1] for i in mine) for count in counts]
         received: list[list[Tensor]] = [[] for _ in parts]
         for data, count in zip(self.processes.scatter_bytes(outgoing, sizes), counts, strict=True):
-            for i, piece in zip(mine, data.split([count * rows[i].shape[1] for i in mine]), strict=True):
-                received[i].append(piece.view(count, rows[i].shape[1]))
+            for i, piece in zip(mine, data.split([count * octets[i].shape[1] for i in mine]), strict=True):
+                received[i].append(piece.view(count, octets[i].shape[1]))
         whole = [torch.cat(got).view(parts[i].dtype) if got else parts[i][:0] for i, got in enumerate(received)]
         return join(whole)
 
@@ -84,6 +88,13 @@ class PlacedSAEs(DataParallel):
 
     def sum_gradients(self, parameters: list[torch.nn.Parameter]) -> None:
         """They are of the whole batch already."""
+
+    def save_model(self, name: str, sae: SAE, place: Path) -> None:
+        """The owner writes."""
+        if self.processes.is_main or has_adapter(sae):
+            super().save_model(name, sae, place)
+        elif self.trains(name):
+            rows.save_whole(sae, place)
 
     def share_figures(self, names: list[str], figures: Tensor) -> Tensor:
         """One collective for the figures of all SAEs."""

@@ -47,17 +47,30 @@ def save_model(processes: Processes, sae: SAE, bounds: list[int], folder: Path) 
             pass
         return
     try:
-        with atomic_folder(folder) as temporary, without_code(sae):
-            sae.config.architectures = [type(sae).__name__]
-            sae.config.dtype = str(sae.dtype).removeprefix("torch.")
-            sae.config.save_pretrained(temporary)
-            with open(temporary / WEIGHTS, "wb") as file:
-                _write_header(file, sae, bounds[-1])
-                for piece in pieces:
-                    file.write(piece.contiguous().view(-1).view(torch.uint8).cpu().numpy())
+        _write(sae, pieces, folder)
     finally:
         for _ in pieces:  # a disk that is full here must not leave the others waiting
             pass
+
+
+def save_whole(sae: SAE, folder: Path) -> None:
+    """Writes an SAE that is whole here, from any process: transformers saves on the first one only.
+
+    Raises:
+        CheckpointError: if it cannot be written.
+    """
+    _write(sae, (tensor for _, tensor in _ordered(sae)), folder)
+
+
+def _write(sae: SAE, pieces: Iterator[Tensor], folder: Path) -> None:
+    with atomic_folder(folder) as temporary, without_code(sae):
+        sae.config.architectures = [type(sae).__name__]
+        sae.config.dtype = str(sae.dtype).removeprefix("torch.")
+        sae.config.save_pretrained(temporary)
+        with open(temporary / WEIGHTS, "wb") as file:
+            _write_header(file, sae)
+            for piece in pieces:
+                file.write(piece.contiguous().view(-1).view(torch.uint8).cpu().numpy())
 
 
 def _pieces(processes: Processes, sae: SAE, bounds: list[int]) -> Iterator[Tensor]:
@@ -78,11 +91,11 @@ def _ordered(sae: SAE) -> list[tuple[str, Tensor]]:
     return sorted(tensors, key=lambda item: (-item[1].element_size(), item[0]))  # wide ones first: all are aligned
 
 
-def _write_header(file: IO[bytes], sae: SAE, d_sae: int) -> None:
+def _write_header(file: IO[bytes], sae: SAE) -> None:
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, tensor in _ordered(sae):
-        shape = [d_sae, *tensor.shape[1:]] if name in sae.per_latent else list(tensor.shape)
+        shape = [sae.config.d_sae, *tensor.shape[1:]] if name in sae.per_latent else list(tensor.shape)
         end = offset + math.prod(shape) * tensor.element_size()
         header[name] = {"dtype": _NAMES[tensor.dtype], "shape": shape, "data_offsets": [offset, end]}
         offset = end
