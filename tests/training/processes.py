@@ -10,14 +10,16 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from accelerate import Accelerator, PartialState
 from safetensors.torch import load_file, save_file
 
+from hf_sae.errors import CheckpointError, DataError, DistributedError
 from hf_sae.models import (
     SAE,
     AutoSAE,
@@ -32,6 +34,8 @@ from hf_sae.training import SAETrainer, SAETrainingArguments
 from tests.training.planted import planted
 
 
+HALF = 10
+RESUMED = ("topk", "jumprelu", "several")
 STEPS, TOKENS, WIDTH, LATENTS = 20, 64, 16, 50  # 50 rows on 4 processes: unequal ranges
 POINT = {"d_in": WIDTH, "d_sae": LATENTS, "hook_in": "resid_post.0"}
 TOLERANCE = 1e-9
@@ -110,14 +114,17 @@ def share_of(batch: Any, rank: int, size: int) -> Any:
     return batch[bounds[rank] : bounds[rank + 1]]
 
 
-def run(folder: Path, case: str, scheme: str, save: bool = False) -> tuple[list[dict[str, float]], SAETrainer]:
+def run(
+    folder: Path, case: str, scheme: str, resume: Path | None = None, **more: Any
+) -> tuple[list[dict[str, float]], SAETrainer]:
     build, options = CASES[case]
+    options = options | more
     state = Accelerator()
     args: dict[str, Any] = {"learning_rate": 3e-3, "disable_tqdm": True, "logging_steps": 1, "parallelism": scheme}
     args |= {"total_tokens": STEPS * TOKENS, "tokens_per_batch": TOKENS, "output_dir": str(folder)}
     data = [share_of(batch, state.process_index, state.num_processes) for batch in feed(case)]
     trainer = SAETrainer(build(), SAETrainingArguments(**args | options), data)
-    trainer.train()
+    trainer.train(resume_from_checkpoint=resume)
     return trainer.log_history, trainer
 
 
@@ -126,6 +133,7 @@ def saved(folder: Path) -> dict[str, torch.Tensor]:
     return {
         f"{path.parent.relative_to(folder)}/{key}": value
         for path in sorted(folder.rglob("model.safetensors"))
+        if "checkpoint-" not in str(path)
         for key, value in AutoSAE.from_pretrained(path.parent, dtype=torch.double).state_dict().items()
     }
 
@@ -133,7 +141,7 @@ def saved(folder: Path) -> dict[str, torch.Tensor]:
 def expect(folder: Path) -> None:
     """One process: what is right."""
     for case in CASES:
-        history, _ = run(folder / "alone" / case, case, "data")
+        history, _ = run(folder / "alone" / case, case, "data", save_steps=HALF)
         (folder / f"{case}.json").write_text(json.dumps(history))
         save_file(saved(folder / "alone" / case), folder / f"{case}.safetensors")
 
@@ -141,7 +149,7 @@ def expect(folder: Path) -> None:
 def compare(folder: Path, case: str, scheme: str) -> None:
     """Several processes: the same losses at every step, and the same saved weights."""
     place = folder / scheme / case
-    history, _ = run(place, case, scheme)
+    history, _ = run(place, case, scheme, save_steps=HALF)
     expected = json.loads((folder / f"{case}.json").read_text())
     assert len(history) == len(expected) == STEPS
     if "dead_after_tokens" in CASES[case][1]:
@@ -151,13 +159,84 @@ def compare(folder: Path, case: str, scheme: str) -> None:
             assert abs(got[key] - value) <= TOLERANCE * max(1, abs(value)), (case, scheme, key, got[key], value)
     PartialState().wait_for_everyone()
     if PartialState().is_main_process:
-        weights, wanted = saved(place), load_file(folder / f"{case}.safetensors")
-        assert weights.keys() == wanted.keys()
-        for key, value in wanted.items():
-            assert weights[key].shape == value.shape
-            worst = float((weights[key] - value).abs().max())
-            assert worst <= TOLERANCE, (case, scheme, key, worst)
+        assert_close(saved(place), load_file(folder / f"{case}.safetensors"), (case, scheme))
     PartialState().wait_for_everyone()
+    if case in RESUMED:
+        resumed(folder, place, case, scheme)
+
+
+def assert_close(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], what: object) -> None:
+    assert found.keys() == wanted.keys()
+    for key, value in wanted.items():
+        assert found[key].shape == value.shape
+        worst = float((found[key] - value).abs().max())
+        assert worst <= TOLERANCE, (what, key, worst)
+
+
+def resumed(folder: Path, place: Path, case: str, scheme: str) -> None:
+    """From the checkpoint half-way: the same bits under the same scheme, the same numbers under another and of one process."""
+    final = saved(place)
+    halves = {scheme: place, "alone": folder / "alone" / case} | {s: folder / s / case for s in ("data", "latents")}
+    for source, origin in halves.items():
+        if not origin.exists():
+            continue  # its turn has not come
+        target = folder / "resumed" / f"{source}-{scheme}" / case
+        run(target, case, scheme, resume=origin / f"checkpoint-{HALF}")
+        PartialState().wait_for_everyone()
+        if source == scheme:
+            assert all(torch.equal(value, final[key]) for key, value in saved(target).items()), (case, scheme)
+        assert_close(saved(target), final, (case, source, scheme))
+
+
+def failures(folder: Path) -> None:
+    """What goes wrong in one process is an error in all of them."""
+    rank, last = PartialState().process_index, PartialState().num_processes - 1
+    args: dict[str, Any] = {"total_tokens": 10 * TOKENS, "tokens_per_batch": TOKENS, "disable_tqdm": True}
+    data = batches(False)[: 3 if rank == last else 10]
+    for source, text in (
+        (data, f"the data ended in process {last} of {last + 1} after"),
+        (broken(data) if rank == last else data, "gone wrong" if rank == last else f"process {last} could not read"),
+        ([x * float("nan") if rank == last else x for x in data], "hold NaN"),
+    ):
+        trainer = SAETrainer(
+            CASES["topk"][0](), SAETrainingArguments(output_dir=str(folder / "fails"), **args), source
+        )
+        assert text in error_of(trainer.train), text
+    full_disk(folder / "full", SAETrainingArguments(output_dir=str(folder / "full"), parallelism="latents", **args))
+
+
+def full_disk(folder: Path, args: SAETrainingArguments) -> None:
+    """A file that one process cannot write, of each kind: no process believes in the checkpoint, the last one stays."""
+    rank = PartialState().process_index
+    trainer = SAETrainer(CASES["topk"][0](), args)
+    trainer.training_step(batches(False)[0])
+    trainer.save_checkpoint()
+    before = sorted(path.name for path in folder.iterdir())
+    for place, broken_rank in (
+        ("checkpoint.save_file", 1),
+        ("checkpoint.save_file", 0),
+        ("parallel.rows._write_header", 0),
+    ):
+        trainer.training_step(batches(False)[1])
+        with mock.patch(
+            f"hf_sae.training.{place}", side_effect=OSError(28, "No space left") if rank == broken_rank else None
+        ):
+            assert f"process {broken_rank}: " in error_of(trainer.save_checkpoint)
+        assert sorted(path.name for path in folder.iterdir()) == before
+    trainer.processes.exchange(0)
+
+
+def broken(data: list[Any]) -> Iterator[Any]:
+    yield from data[:2]
+    raise ValueError("gone wrong")
+
+
+def error_of(function: Callable[[], Any]) -> str:
+    try:
+        function()
+    except (DataError, DistributedError, CheckpointError, ValueError) as error:
+        return str(error)
+    return ""
 
 
 def main(folder: Path) -> None:
@@ -170,7 +249,10 @@ def main(folder: Path) -> None:
         for case in CASES:
             compare(folder, case, scheme)
             if state.is_main_process:
-                print("SAME", state.num_processes, scheme, case, flush=True)
+                sys.stdout.write(f"SAME {state.num_processes} {scheme} {case}\n")
+                sys.stdout.flush()
+    failures(folder)
+    sys.stdout.write(f"FAILS {state.process_index}\n")
     torch.distributed.destroy_process_group()
 
 
