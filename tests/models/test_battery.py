@@ -319,9 +319,9 @@ def test_two_processes_equal_one(case: Case, tmp_path: Path) -> None:
         return
     (tmp_path / "script.py").write_text(DDP_SCRIPT)
     root = str(Path(__file__).parents[2])
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     done = subprocess.run(
-        [*command, "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0", str(tmp_path / "script.py")],
+        [*command, str(tmp_path / "script.py")],
         capture_output=True,
         text=True,
         timeout=300,
