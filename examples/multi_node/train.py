@@ -16,6 +16,7 @@ from hf_sae import ActivationStream, SAETrainer, SAETrainingArguments, TopKConfi
 
 
 def main() -> None:
+    """Reads the options and trains."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--host", default="google/gemma-2-2b")
     parser.add_argument("--dataset", default="HuggingFaceFW/fineweb")

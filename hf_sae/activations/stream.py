@@ -101,6 +101,11 @@ class ActivationStream:
         return self.reader.widths
 
     @property
+    def world_size(self) -> int:
+        """Into how many shares the documents are divided, of which this stream reads one."""
+        return self.data.source.world_size
+
+    @property
     def counts(self) -> dict[str, int]:
         """Tokens so far: `seen` by the host, `masked` (left out), `served`, `outliers`; and `host_batches`.
 

@@ -88,12 +88,46 @@ class Feed:
         if self.source is None:
             raise DataError("train() needs stream=: an ActivationStream, or an iterable of batches.")
         if self.stream is not None:
-            whole, extra = divmod(self.args.tokens_per_batch, self.processes.size)
-            self._batches = self.stream.batches(max(1, whole + (self.processes.rank < extra)))
+            self._batches = self._shares(self.stream)
             return
         self._batches = iter(cast(Iterable[Batch], self.source))
         for _ in range(self.skipped):  # a plain iterable has no position of its own to restore
             next(self._batches, None)
+
+    def _shares(self, stream: Stream) -> Iterator[Batch]:
+        whole, extra = divmod(self.args.tokens_per_batch, self.processes.size)
+        if self.divided:
+            yield from stream.batches(max(1, whole + (self.processes.rank < extra)))
+        for batch in () if self.divided else stream.batches(self.args.tokens_per_batch):
+            yield self._part(batch)
+
+    @property
+    def divided(self) -> bool:
+        """Whether the processes read different documents; otherwise all read the same, and each takes its part of a batch.
+
+        Raises:
+            DataError: for a stream that is divided among another number of processes.
+        """
+        count = getattr(self.stream, "world_size", self.processes.size)
+        if count not in (1, self.processes.size):
+            raise DataError(
+                f"the stream is divided among {count} processes, and {self.processes.size} are running. Give it rank= and "
+                "world_size= of this run, or neither: then all read the same, and each takes its part."
+            )
+        return count == self.processes.size
+
+    def _part(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """This process's rows of a batch that all processes have."""
+        rank, size = self.processes.rank, self.processes.size
+        return {place: x[len(x) * rank // size : len(x) * (rank + 1) // size] for place, x in batch.items()}
+
+    def sample(self, n_tokens: int) -> Share | None:
+        """This process's share of the next tokens, which stay to be served; `None` where the source cannot look ahead."""
+        if self.stream is None:
+            return None
+        if self.divided:
+            return self.share(self.stream.sample(n_tokens // self.processes.size))
+        return self.share(self._part(self.stream.sample(n_tokens)))
 
     def next(self, tokens: int, signal: int = 0) -> Share:
         """The next share. All processes get one, or all raise.

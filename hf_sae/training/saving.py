@@ -96,6 +96,9 @@ def _restore_stream(trainer: SAETrainer, folder: Path, saved: list[dict[str, Any
     processes, stream = trainer.processes, trainer.feed.stream
     trainer.feed.skipped = trainer.step
     names = [checkpoint.shard_name(checkpoint.STREAM, rank, len(saved)) for rank in range(len(saved))]
+    if len(saved) != processes.size and stream is not None and not trainer.feed.divided:
+        saved = saved[:1] * processes.size  # they read the same: one position is that of all
+        names = names[:1] * processes.size
     if len(saved) == processes.size:
         state = checkpoint.read(folder / names[processes.rank], saved[processes.rank])
         torch.set_rng_state(state.pop("/torch_rng"))

@@ -191,8 +191,7 @@ class SAETrainer:
             raise failure
 
     def _initialize(self, share: Share) -> None:
-        if self.feed.stream is not None:
-            share = self.feed.share(self.feed.stream.sample(SAMPLE_TOKENS // self.processes.size))
+        share = self.feed.sample(SAMPLE_TOKENS) or share
         batch = self.scheme.sample(share.batch, share.counts)
         for trainee in self._own():
             x, target = (part.to(self.processes.device) for part in trainee.select(batch))
