@@ -121,3 +121,8 @@ def test_what_cannot_be_shared_out_is_refused() -> None:
         SharedLatents(many, {"sae": sae})
     with pytest.raises(ConfigError, match=r"Unknown.*parallelism='data'"):
         SharedLatents(many, {"sae": Unknown(topk().config)})
+
+
+def test_hosts_spread_over_processes(tmp_path: Path) -> None:
+    done = torchrun(2, "tests.training.sharded_hosts", str(tmp_path))
+    assert done.count("HOST fsdp") == done.count("HOST tensor_parallel") == 2
