@@ -13,18 +13,20 @@ from torch import Tensor
 class WholeDictionary:
     """All latents are here: every operation gives what it was given."""
 
-    def choose(self, pre_activations: Tensor, indices: Tensor, k: int) -> tuple[Tensor, Tensor | None]:
-        """Which of the candidates here are among the `k` largest pre-activations of all latents.
+    whole = True
+
+    def choose(self, values: Tensor, indices: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """The candidates here that are among the `k` largest of all latents.
 
         Args:
-            pre_activations (`Tensor`): `[tokens, latents here]`.
-            indices (`Tensor`): `[tokens, c]`, the largest of them, at most `k`.
+            values (`Tensor`): `[..., c]`, the largest pre-activations here, at most `k`.
+            indices (`Tensor`): `[..., c]`, their latents.
             k (`int`): how many of all.
 
         Returns:
-            The chosen latents `[tokens, columns]`, and a mask of the columns that hold one (`None`: all do).
+            Values and latents, `[..., columns]`; a column that holds no chosen one has the value -inf.
         """
-        return indices, None
+        return values, indices
 
     def sum(self, partial: Tensor) -> Tensor:
         """The sum over all latents of what is known for those here; the gradient of each part is that of the sum."""

@@ -9,43 +9,25 @@
 """
 
 import math
-import os
-import tempfile
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers import initialization as init
 
-from .adapters import (
-    add_adapter,
-    find_adapter,
-    has_adapter,
-    load_adapted,
-    merge_adapter,
-    merged,
-    remember_place,
-    save_adapter,
-)
-from .checkpoint import FEATURE_STATS, atomic_folder, load_strictly, read_feature_stats, without_progress_bars
-from .code_export import with_code, without_code
+from .adapters import merged
 from .configuration_sae import SAEConfig
 from .dictionary import WholeDictionary
-from .errors import CheckpointError
 from .outputs import Pass, SAEOutput, TrainingState, total_variance
-from .pinning import hub_options, is_commit, pin, remember, split_name
+from .saving import Saving
 from .sparse_code import SparseCode
 from .sparse_ops import decode as sparse_decode
-from .sparse_ops import decode_rows
+from .sparse_ops import decode_rows, squared_error
 
 
 Norm = tuple[Tensor, Tensor]
-CARD_OPTIONS = ("report", "examples", "history", "metadata")
-PUSH_OPTIONS = ("private", "token", "revision", "create_pr", "commit_message")
 
 
 class Decoder(nn.Module):
@@ -65,13 +47,14 @@ class Decoder(nn.Module):
             return self.dictionary.sum(latents.to(self.weight.dtype) @ self.weight) + self.bias
         if latents.offsets is None:
             k = latents.values.shape[-1]
-            out = sparse_decode(latents.values.reshape(-1, k), latents.indices.reshape(-1, k), self.weight)
+            values, indices = latents.values.reshape(-1, k), latents.indices.reshape(-1, k)
+            out = sparse_decode(values, indices, self.weight, latents.transposed)
         else:
             out = decode_rows(latents.values, latents.indices, latents.offsets, self.weight)
         return self.dictionary.sum(out).view(*latents.shape, -1) + self.bias
 
 
-class SAE(PreTrainedModel):
+class SAE(Saving, PreTrainedModel):
     """A sparse autoencoder, transcoder or skip transcoder: `x̂ = latents(x) @ W_dec + b_dec (+ skip(x))`."""
 
     config: SAEConfig
@@ -197,27 +180,66 @@ class SAE(PreTrainedModel):
             hidden_states (`Tensor`): `[..., d_in]`.
             target (`Tensor`, *optional*): `[..., d_out]`; an SAE's is its input.
             state ([`TrainingState`], *optional*): schedules, counters and the loss normaliser; without it the batch's
-                own variance normalises.
+                own variance normalises. With it the reconstruction may be outside the graph: the loss is what is trained.
             output_pre_activations (`bool`): return them.
         """
         x, norm = self.normalize(hidden_states)
         latents, pre = self.latents_of(x, norm, state)
-        reconstruction = self.decode(latents, norm)
-        if self.skip is not None:
-            reconstruction = reconstruction + self.skip(x)
-        output = SAEOutput(reconstruction=reconstruction, latents=latents)
+        output = SAEOutput(latents=latents)
         if target is None and (state is not None or self.training) and not self.config.is_transcoder:
             target = hidden_states
-        if target is not None:
+        if target is None:
+            output.reconstruction = self._reconstruct(x, latents, norm)
+        else:
             target = self.comparable(target)
-            error = target - reconstruction
+            if state is not None and isinstance(latents, SparseCode) and self._error_is_sparse(latents):
+                squares, error = self._sparse_error(x, latents, None if target is hidden_states else target)
+                output.reconstruction = target - error
+            else:
+                output.reconstruction = self._reconstruct(x, latents, norm)
+                error = target - output.reconstruction
+                squares = error.square().sum(-1)
             state = state or TrainingState(normaliser=total_variance(target))
-            output.losses = {"reconstruction": error.square().sum(-1).mean() / state.normaliser}
+            output.losses = {"reconstruction": squares.mean() / state.normaliser}
             output.losses |= self.penalties(Pass(x, norm, latents, pre, error, state))
             output.loss = torch.stack(list(output.losses.values())).sum()
         if output_pre_activations:
             output.pre_activations = self.pre_activations(x) if pre is None else pre
         return output
+
+    def _reconstruct(self, x: Tensor, latents: Tensor | SparseCode, norm: Norm | None) -> Tensor:
+        reconstruction = self.decode(latents, norm)
+        return reconstruction if self.skip is None else reconstruction + self.skip(x)
+
+    def _error_is_sparse(self, latents: SparseCode) -> bool:
+        """Whether one sparse product gives the squared error: a code with gradients, in units that do not vary by token."""
+        if latents.transposed is None or type(self.decoder) is not Decoder:
+            return False
+        hooked = self.decoder._forward_hooks or self.decoder._forward_pre_hooks or "forward" in vars(self.decoder)
+        return not hooked and (self.config.is_transcoder or self.config.input_norm in ("none", "scalar"))
+
+    def _sparse_error(self, x: Tensor, latents: SparseCode, target: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Squared error of each token and (outside the graph) the error itself, both in the target's units.
+
+        `target=None` is the input itself, whose normalised form is there already.
+        """
+        unit = 1.0
+        if not self.config.is_transcoder and self.config.input_norm == "scalar":
+            unit = 1 / self.config.input_scale
+        target = x if target is None else target / unit
+        if self.skip is not None:
+            target = target - self.skip(x) / unit
+        k, d_out = latents.values.shape[-1], target.shape[-1]
+        squares, error = squared_error(
+            latents.values.reshape(-1, k),
+            latents.indices.reshape(-1, k),
+            (self.decoder.weight, self.decoder.bias),
+            target.reshape(-1, d_out),
+            latents.transposed,
+            self.dictionary,
+        )
+        squares, error = squares.view(target.shape[:-1]), error.view(target.shape)
+        return (squares, error) if unit == 1 else (squares * unit**2, error * unit)
 
     def comparable(self, target: Tensor) -> Tensor:
         """The part of a target `[..., d_out]` that is reconstructed: all of it, or without its mean (`center_target`)."""
@@ -254,18 +276,8 @@ class SAE(PreTrainedModel):
         """Called before the forward passes of an optimiser step: schedules."""
 
     @torch.no_grad()
-    def project_gradients(self) -> None:
-        """Removes from each decoder row's gradient the part along the row, which normalisation would undo anyway."""
-        weight, grad = self.decoder.weight, self.decoder.weight.grad
-        if self.unit_norm_decoder and grad is not None:
-            grad.addcmul_((grad * weight).sum(-1, keepdim=True), weight, value=-1)
-
-    @torch.no_grad()
     def after_step(self, state: TrainingState, output: SAEOutput) -> None:
-        """Called after an optimiser step: decoder rows return to unit norm."""
-        weight = self.decoder.weight
-        if self.unit_norm_decoder and weight.requires_grad:  # a frozen one (under an adapter) keeps its bits
-            weight.div_(torch.linalg.vector_norm(weight, dim=-1, keepdim=True).clamp_min_(1e-12))
+        """Called after an optimiser step: thresholds, controllers. Decoder rows are of unit norm again by then."""
 
     @property
     def dictionary(self) -> WholeDictionary:
@@ -296,101 +308,3 @@ class SAE(PreTrainedModel):
     def b_dec(self) -> Tensor:
         """`[d_out]`, read-only."""
         return self.decoder.bias.detach()
-
-    @classmethod
-    def from_pretrained(
-        cls, pretrained_model_name_or_path: str | os.PathLike | None, *model_args: Any, **kwargs: Any
-    ) -> Any:
-        """transformers' `from_pretrained`, strictly: see [`CheckpointError`] and [`ConfigError`] for what is refused."""
-        want_info = kwargs.pop("output_loading_info", False)
-        # config and tensors may be given instead of a name, as in transformers: a converted checkpoint is
-        name = str(pretrained_model_name_or_path or kwargs["config"]._name_or_path)
-        if pretrained_model_name_or_path is not None:
-            name, subfolder = split_name(name, str(kwargs.get("subfolder") or ""))
-            pretrained_model_name_or_path = name
-            asked = kwargs.get("revision")
-            pinned = pin(name, subfolder, asked, **hub_options(kwargs)) or "main"
-            kwargs |= {"subfolder": subfolder, "revision": pinned}
-            if (found := find_adapter(name, kwargs)) is not None:
-                kwargs["output_loading_info"] = want_info
-                return load_adapted(cls.from_pretrained, name, found, *model_args, **kwargs)
-        hub_keys = ("subfolder", "revision", "token", "cache_dir", "local_files_only", "force_download")
-        hub_kwargs = {key: kwargs[key] for key in hub_keys if key in kwargs}
-        load = super().from_pretrained
-        model, info = load_strictly(load, name, pretrained_model_name_or_path, *model_args, **kwargs)
-        if pretrained_model_name_or_path is not None:
-            remember_place(model, name, hub_kwargs)
-            model.feature_stats = read_feature_stats(name, model.config.d_sae, hub_kwargs)
-            if is_commit(pinned) and not Path(name).exists():
-                model.config._commit_hash = pinned
-                remember(name, asked, pinned, kwargs.get("cache_dir"))
-        return (model, info) if want_info else model
-
-    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
-        """transformers' `save_pretrained`, atomically, with the feature statistics beside the weights.
-
-        `include_code=True` puts the modelling code beside them, so that `AutoModel.from_pretrained(…,
-        trust_remote_code=True)` loads the SAE where hf_sae is not installed. `push_to_hub=True` uploads, too.
-        """
-        if Path(save_directory).is_file():
-            raise CheckpointError(f"{str(save_directory)!r} is a file: give a folder.")
-        push, repo_id = kwargs.pop("push_to_hub", False), kwargs.pop("repo_id", Path(save_directory).name)
-        upload = {key: kwargs.pop(key) for key in PUSH_OPTIONS if key in kwargs}
-        code = with_code(self) if kwargs.pop("include_code", False) else without_code(self)
-        with atomic_folder(Path(save_directory)) as folder, without_progress_bars(), code:
-            if has_adapter(self):
-                save_adapter(self, folder)
-            else:
-                super().save_pretrained(folder, *args, **kwargs)
-            if self.feature_stats is not None:
-                save_file({k: v.contiguous().cpu() for k, v in self.feature_stats.items()}, folder / FEATURE_STATS)
-        if self.feature_stats is None:  # those of other weights, which stood there before
-            Path(save_directory, FEATURE_STATS).unlink(missing_ok=True)
-        if push:
-            self.push_to_hub(repo_id, **upload, **kwargs)
-
-    def add_adapter(self, adapter_config: Any, adapter_name: str | None = None) -> None:
-        """Puts a new PEFT adapter on the encoder and makes it the active one, as transformers does.
-
-        By PEFT itself: transformers 5.24 asks for a PEFT that there is not yet.
-
-        Raises:
-            CheckpointError: where PEFT is missing.
-            TypeError: for a config that is not PEFT's.
-            ValueError: for a name that is taken, or a config that does not fit.
-        """
-        add_adapter(self, adapter_config, adapter_name)
-
-    def merge_and_unload(self) -> Any:
-        """Merges the active adapter into the weights, in place, and returns the SAE, plain again and trainable."""
-        merge_adapter(self)
-        return self
-
-    def push_to_hub(self, repo_id: str, *, subfolder: str | None = None, **kwargs: Any) -> str:
-        """Uploads the model with a card of its own in one commit and returns the commit's address.
-
-        Weights that stand there go, and with them what was measured on them: give `report` and what else the card shall show.
-
-        Args:
-            repo_id (`str`): `user/name`; created where it does not exist.
-            subfolder (`str`, *optional*): folder in the repo, for a repo with several SAEs; its index is brought up to date.
-            kwargs: for the card, `report` (`EvalReport`, also written as `eval_results.json`), `examples` (features to
-                show, `hf_sae.hub.example_features`), `history` (`SAETrainer.log_history`) and `metadata` (keys of its
-                header, such as `license`); `private`, `token`, `revision`, `create_pr`, `commit_message` as in
-                `hf_sae.hub.push_folder`; the rest, such as `max_shard_size`, `variant` and `include_code`, is for
-                `save_pretrained`.
-
-        Raises:
-            CheckpointError: for a name that is no repo id, or a card that the Hub does not take.
-            OSError: if the Hub refuses or cannot be reached.
-        """
-        try:
-            from hf_sae.hub import push_folder, save_card
-        except ImportError as error:  # this file also travels to the Hub as code, without the rest of the package
-            raise CheckpointError("push_to_hub writes a model card: pip install hf-sae.") from error
-        upload = {key: kwargs.pop(key) for key in PUSH_OPTIONS if key in kwargs}
-        card = {key: kwargs.pop(key) for key in CARD_OPTIONS if key in kwargs}
-        with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder, **kwargs)
-            save_card(folder, self, repo_id=repo_id, subfolder=subfolder, **card)
-            return push_folder(folder, repo_id, subfolder=subfolder, **upload)

@@ -18,7 +18,7 @@ from .configuration_sae import SAEConfig, strict_config
 from .modeling_sae import SAE, Norm
 from .outputs import Pass, TrainingState
 from .sparse_code import SparseCode
-from .sparse_ops import SelectedPreActivations, top_k
+from .sparse_ops import select_pre_activations, select_rows, top_k
 
 
 SCALE_TOKENS = 4096  # activations that the length of the encoder rows is fitted to
@@ -86,25 +86,24 @@ class TopKSAE(SAE):
         return self._select(pre, k, norm), pre
 
     def _select(self, pre: Tensor, k: int, norm: Norm | None) -> SparseCode:
-        indices, chosen = self._largest(pre.reshape(-1, pre.shape[-1]), k)
-        indices = indices.view(*pre.shape[:-1], indices.shape[-1])
-        values = torch.relu(pre.gather(-1, indices))
-        values = values if chosen is None else values * chosen.view(values.shape)
-        return SparseCode(values, indices, None, pre.shape[-1], norm)
-
-    def _largest(self, pre: Tensor, k: int) -> tuple[Tensor, Tensor | None]:
-        return self.dictionary.choose(pre, top_k(pre, min(k, pre.shape[-1])), k)
+        indices = top_k(pre, min(k, pre.shape[-1]))
+        values, indices = self.dictionary.choose(pre.gather(-1, indices), indices, k)
+        return SparseCode(torch.relu(values), indices, None, pre.shape[-1], norm)
 
     def _select_sparsely(self, x: Tensor, k: int, norm: Norm | None) -> SparseCode:
         rows = x.reshape(-1, x.shape[-1])
         shift = self.dictionary.copy(self.decoder()) if self.config.subtracts_bias else None
-        with torch.no_grad():
-            pre = F.linear(rows if shift is None else rows - shift, self.encoder.weight, self.encoder.bias)
-            indices, chosen = self._largest(pre, k)
-        values = SelectedPreActivations.apply(rows, self.encoder.weight, self.encoder.bias, shift, pre, indices)
-        values = torch.relu(values if chosen is None else values * chosen)
+        encoder = (self.encoder.weight, self.encoder.bias)
+        values, indices, transposed = select_pre_activations(rows, encoder, shift, k, self.dictionary)
         shape = (*x.shape[:-1], indices.shape[-1])
-        return SparseCode(values.view(shape), indices.view(shape), None, pre.shape[-1], norm)
+        return SparseCode(
+            torch.relu(values).view(shape),
+            indices.view(shape),
+            None,
+            self.encoder.weight.shape[0],
+            norm,
+            transposed=transposed,
+        )
 
     def _encoder_is_plain(self) -> bool:
         # LoRA, quantised and offloaded encoders, and encoders with hooks, must be called as modules
@@ -127,16 +126,16 @@ class TopKSAE(SAE):
         if self.config.subtracts_bias:
             x = x - self.decoder().detach()
         if self._encoder_is_plain():
-            pre = F.linear(x.detach(), self.encoder.weight[index], self.encoder.bias[index])
+            pre = F.linear(x.detach(), select_rows(self.encoder.weight, index), self.encoder.bias[index])
         else:  # rows of `weight` would be the base's, and the adapter of a dead latent would get no gradient
             pre = self.encoder(x.detach())[..., index]
-        columns = pre.topk(min(k_aux, pre.shape[-1]), dim=-1, sorted=False).indices
-        columns, chosen = self.dictionary.choose(pre.detach(), columns, k_aux)
-        values = torch.relu(pre.gather(-1, columns))
-        latents = torch.zeros_like(pre).scatter(-1, columns, values if chosen is None else values * chosen)
+        values, chosen = pre.topk(min(k_aux, pre.shape[-1]), dim=-1, sorted=False)
+        values, chosen = self.dictionary.choose(values, chosen, k_aux)
+        latents = torch.zeros_like(pre).scatter(-1, chosen, torch.relu(values))
         left_over = result.error.detach().reshape(-1, result.error.shape[-1])
         norm = None if result.norm is None else (result.norm[0].reshape(-1, 1), result.norm[1].reshape(-1, 1))
-        error = left_over - self.to_output_units(self.dictionary.sum(latents @ self.decoder.weight[index]), norm)
+        partial = latents @ select_rows(self.decoder.weight, index)
+        error = left_over - self.to_output_units(self.dictionary.sum(partial), norm)
         # few dead latents must not each be pulled as hard as many would be
         scale = self.config.aux_coefficient * (k_aux / wanted) / result.state.normaliser
         return {"auxk": scale * error.square().sum(-1).mean()}

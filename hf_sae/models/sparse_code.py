@@ -8,12 +8,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import register_pytree_node
+
+from .row_gradients import Transposed
 
 
 @dataclass
@@ -27,6 +29,7 @@ class SparseCode:
         d_sae (`int`): number of latents.
         norm (`tuple`, *optional*): per-token `(mean, std)`, each `[*shape, 1]`, that `decode` undoes (`layer_norm`).
         shape (`tuple`): leading shape, such as `[batch, sequence]`.
+        transposed ([`Transposed`], *optional*): of `indices`, which all gradients of one training step share.
     """
 
     values: Tensor
@@ -35,6 +38,7 @@ class SparseCode:
     d_sae: int
     norm: tuple[Tensor, Tensor] | None = None
     shape: tuple[int, ...] = ()
+    transposed: Transposed | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.offsets is None:

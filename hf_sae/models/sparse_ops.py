@@ -12,126 +12,234 @@ Dtypes are cast explicitly, since `embedding_bag` refuses mixed ones under autoc
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from .dictionary import WholeDictionary
+from .kernels import bag_sum, kernels_for
+from .row_gradients import RowGradient, SomeRows, Transposed, give, sink_of
 
-class Transposed:
-    """Which tokens each latent fires on: the transpose of `[tokens, k]` indices."""
 
-    def __init__(self, indices: Tensor, d_sae: int) -> None:
-        flat = indices.reshape(-1)
-        # stable: the order of the sum, and so its rounding, depends on nothing but the indices
-        by_latent, self.order = flat.sort(stable=True)
-        self.tokens = self.order // indices.shape[-1]
-        bounds = torch.arange(d_sae + 1, device=flat.device, dtype=flat.dtype)
-        self.offsets = torch.searchsorted(by_latent, bounds)
-
-    def sum_rows(self, weights: Tensor, rows: Tensor) -> Tensor:
-        """`[d_sae, d]`: for each latent the sum over its tokens t of `weights[t, j] * rows[t]`."""
-        return F.embedding_bag(
-            self.tokens,
-            rows,
-            self.offsets,
-            per_sample_weights=weights.reshape(-1)[self.order].to(rows.dtype),
-            mode="sum",
-            include_last_offset=True,
-        )
+_GROUP = 4  # latents per group of the tournament; measured, 2 and 8 are slower
 
 
 @torch.no_grad()
 def top_k(pre_activations: Tensor, k: int) -> Tensor:
     """`[..., k]`: the latents with the `k` largest values of `[..., d_sae]`, in no particular order.
 
-    Exact, in two stages: a value among the k largest lies in one of the k groups with the largest maxima, so only those
-    groups are searched. Which of equal values are taken is not defined, as in `Tensor.topk`.
+    Exact, as a tournament: a value among the k largest lies in one of the k groups with the largest maxima, so only those
+    groups are searched; and the maxima are searched in the same way. Which of equal values are taken is not defined, as
+    in `Tensor.topk`.
     """
     d_sae = pre_activations.shape[-1]
-    size = _group_size(d_sae, k)
-    if size == 1:
+    if d_sae % _GROUP or d_sae < 2 * _GROUP * k:  # groups would save nothing
         return pre_activations.topk(k, dim=-1, sorted=False).indices
-    n_groups = d_sae // size
+    n_groups = d_sae // _GROUP
     # a group is every n_groups-th latent: maxima over contiguous groups would be many times slower
-    maxima = pre_activations.unflatten(-1, (size, n_groups)).amax(-2)
-    groups = maxima.topk(k, dim=-1, sorted=False).indices
+    groups = top_k(pre_activations.unflatten(-1, (_GROUP, n_groups)).amax(-2), k)
     members = torch.arange(0, d_sae, n_groups, device=groups.device)
     candidates = (groups.unsqueeze(-2) + members.unsqueeze(-1)).flatten(-2)
     best = pre_activations.gather(-1, candidates).topk(k, dim=-1, sorted=False).indices
     return candidates.gather(-1, best)
 
 
-def _group_size(d_sae: int, k: int) -> int:
-    # d_sae / size maxima and k * size candidates: fewest in all near sqrt(d_sae / k)
-    size = 1
-    while 4 * size * size * k <= d_sae and d_sae % (2 * size) == 0:
-        size *= 2
-    return size
-
-
-def decode(values: Tensor, indices: Tensor, weight: Tensor) -> Tensor:
+def decode(values: Tensor, indices: Tensor, weight: Tensor, transposed: Transposed | None = None) -> Tensor:
     """`[tokens, d_out]`: the sum of `values[t, j] * weight[indices[t, j]]` over j.
 
     Args:
         values (`Tensor`): `[tokens, k]`.
         indices (`Tensor`): `[tokens, k]`.
         weight (`Tensor`): `[d_sae, d_out]`, a latent a row.
+        transposed ([`Transposed`], *optional*): of `indices`, where it is shared with other gradients.
     """
-    out = F.embedding_bag(indices, weight.detach(), per_sample_weights=values.to(weight.dtype), mode="sum")
-    if not weight.requires_grad or not torch.is_grad_enabled():
-        return out
-    return _WithWeightGradient.apply(out, weight, indices, values.detach())
+    return _Decode.apply(values, indices, weight, transposed or Transposed(indices, weight.shape[0]))
 
 
 def decode_rows(values: Tensor, indices: Tensor, offsets: Tensor, weight: Tensor) -> Tensor:
     """`[rows, d_out]`: [`decode`] for compressed rows; `values`, `indices` `[nnz]`, `offsets` `[rows + 1]`."""
-    return F.embedding_bag(
-        indices, weight, offsets, per_sample_weights=values.to(weight.dtype), mode="sum", include_last_offset=True
-    )
+    return bag_sum(indices, weight, offsets, values.to(weight.dtype))
 
 
-class _WithWeightGradient(torch.autograd.Function):
-    """Identity on a sparse reconstruction whose backward adds the gradient of the decoder weight."""
+def dots(rows: Tensor, indices: Tensor, weight: Tensor) -> Tensor:
+    """`[tokens, k]`: the scalar products of `rows[t]` `[tokens, d]` and `weight[indices[t, j]]`."""
+    if kernels := kernels_for(rows):
+        return kernels.dots(rows, indices, weight)
+    n_tokens, k = indices.shape
+    if rows.device.type == "cpu" and rows.dtype in (torch.float32, torch.float64) and k:
+        # a product sampled at the code's places; the constructor warns that compressed tensors are in beta
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            starts = torch.arange(0, n_tokens * k + 1, k)
+            places = torch.sparse_csr_tensor(
+                starts,
+                indices.reshape(-1),
+                rows.new_zeros(n_tokens * k),
+                (n_tokens, weight.shape[0]),
+                check_invariants=False,
+            )
+            products = torch.sparse.sampled_addmm(places, rows, weight.detach().to(rows.dtype).T, beta=0.0)
+        return products.values().view(n_tokens, k).to(weight.dtype)
+    ones = torch.ones(n_tokens, k, dtype=weight.dtype, device=weight.device, requires_grad=True)
+    with (
+        torch.enable_grad()
+    ):  # the derivative of a bag by its weights is these products, without a [tokens, k, d] tensor
+        total = F.embedding_bag(indices, weight.detach(), per_sample_weights=ones, mode="sum")
+    return torch.autograd.grad(total, ones, rows.to(weight.dtype))[0]
 
-    @staticmethod
-    def forward(ctx, out, weight, indices, values):
-        ctx.save_for_backward(indices, values)
-        ctx.d_sae, ctx.dtype = weight.shape[0], weight.dtype
-        return out.view_as(out)
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        indices, values = ctx.saved_tensors
-        grad_weight = Transposed(indices, ctx.d_sae).sum_rows(values, grad.contiguous())
-        return grad, grad_weight.to(ctx.dtype), None, None
+def squared_error(
+    values: Tensor,
+    indices: Tensor,
+    decoder: tuple[Tensor, Tensor],
+    target: Tensor,
+    transposed: Transposed | None = None,
+    dictionary: WholeDictionary | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`Σ_d (target - bias - decode(values, indices, weight))²` for each token, `[tokens]`, and the error `[tokens, d_out]`.
 
+    The gradient of a squared error needs the decoder rows a second time only for their products with that error, so one
+    read of them serves both (on a GPU). The error is outside the graph.
 
-class SelectedPreActivations(torch.autograd.Function):
-    """The pre-activations that were selected, with gradients that touch the selected rows only.
-
-    `apply(x, weight, bias, shift, pre_activations, indices)` returns `pre_activations` gathered at
-    `indices`, `[tokens, k]`, where `pre_activations = (x - shift) @ weight.T + bias` was computed without a graph.
-    The gradient of `shift` needs no `[tokens, d_in]` product: it is minus (the sum of the gradients) times `weight`.
+    Args:
+        decoder (`tuple`): weight `[d_sae, d_out]` and bias `[d_out]`.
+        dictionary ([`WholeDictionary`], *optional*): where other parts of the sum come from.
     """
+    weight, bias = decoder
+    transposed = transposed or Transposed(indices, weight.shape[0])
+    return _SquaredError.apply(values, indices, weight, bias, target, transposed, dictionary or WholeDictionary())
 
+
+def select_rows(weight: Tensor, index: Tensor) -> Tensor:
+    """`weight[index]`, with a gradient that touches those rows only; `index` ascending."""
+    return _SelectRows.apply(weight, index)
+
+
+def _decode(values: Tensor, indices: Tensor, weight: Tensor) -> Tensor:
+    if kernels := kernels_for(weight):
+        return kernels.decode(values, indices, weight)
+    return F.embedding_bag(indices, weight, per_sample_weights=values.to(weight.dtype), mode="sum")
+
+
+class _Decode(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight, bias, shift, pre_activations, indices):
-        ctx.save_for_backward(x, weight, shift, indices)
-        return pre_activations.gather(-1, indices).to(weight.dtype)
+    def forward(ctx, values, indices, weight, transposed):
+        ctx.save_for_backward(values, indices, weight)
+        ctx.transposed, ctx.sink = transposed, sink_of(weight)
+        return _decode(values, indices, weight)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        x, weight, shift, indices = ctx.saved_tensors
-        needs_x, _, _, needs_shift = ctx.needs_input_grad[:4]
-        grad = grad.contiguous()
-        transposed = Transposed(indices, weight.shape[0])
-        # index_add_ would be shorter, but it sums in an arbitrary order on a GPU
-        grad_bias = transposed.sum_rows(grad, grad.new_ones(grad.shape[0], 1)).squeeze(1)
+        values, indices, weight = ctx.saved_tensors
+        grad, grad_values, grad_weight = grad.contiguous(), None, None
+        if ctx.needs_input_grad[0]:
+            grad_values = dots(grad, indices, weight).to(values.dtype)
+        if ctx.needs_input_grad[2]:
+            grad_weight = give(ctx.sink, RowGradient(ctx.transposed, values, grad), weight)
+        return grad_values, None, grad_weight, None
+
+
+class _SquaredError(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, values, indices, weight, bias, target, transposed, dictionary):
+        ctx.products = None
+        centred = target - bias
+        if dictionary.whole and (kernels := kernels_for(weight)) and any(ctx.needs_input_grad):
+            error, ctx.products = kernels.error_and_dots(values, indices, weight, centred)
+        else:
+            error = centred.sub_(dictionary.sum(_decode(values, indices, weight)))
+        ctx.save_for_backward(values, indices, weight, error)
+        ctx.transposed, ctx.sink = transposed, sink_of(weight)
+        ctx.mark_non_differentiable(error)
+        # not vecdot: under autocast it would round to bfloat16
+        return torch.linalg.vector_norm(error, dim=-1).square(), error
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad, _):
+        values, indices, weight, error = ctx.saved_tensors
+        needs_values, _, needs_weight, needs_bias, needs_target, *_ = ctx.needs_input_grad
+        scale = -2 * grad  # the factor goes to the values: [tokens, k] is smaller than [tokens, d_out]
+        grad_values = grad_weight = None
+        if needs_values:
+            products = dots(error, indices, weight) if ctx.products is None else ctx.products
+            grad_values = (products * scale.unsqueeze(1)).to(values.dtype)
+        if needs_weight:
+            grad_weight = give(ctx.sink, RowGradient(ctx.transposed, values * scale.unsqueeze(1), error), weight)
+        grad_bias = scale @ error if needs_bias else None
+        grad_target = error * -scale.unsqueeze(1) if needs_target else None
+        return grad_values, None, grad_weight, grad_bias, grad_target, None, None
+
+
+class _SelectRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, weight, index):
+        ctx.save_for_backward(weight, index)
+        ctx.sink = sink_of(weight)
+        return weight.index_select(0, index)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        weight, index = ctx.saved_tensors
+        return give(ctx.sink, SomeRows(index, grad), weight), None
+
+
+def select_pre_activations(
+    x: Tensor, encoder: tuple[Tensor, Tensor], shift: Tensor | None, k: int, dictionary: WholeDictionary | None = None
+) -> tuple[Tensor, Tensor, Transposed]:
+    """The `k` largest of `(x - shift) @ weight.T + bias` for each token, with gradients that touch the selected rows only.
+
+    The gradient of `shift` needs no `[tokens, d_in]` product: it is minus (the sum of the gradients) times `weight`.
+
+    Args:
+        x (`Tensor`): `[tokens, d_in]`.
+        encoder (`tuple`): weight `[d_sae, d_in]` and bias `[d_sae]`.
+        shift (`Tensor`, *optional*): `[d_in]`.
+        k (`int`): how many.
+        dictionary ([`WholeDictionary`], *optional*): of which the encoder has a part, where it has not all.
+
+    Returns:
+        Values and indices `[tokens, k]` (see [`WholeDictionary.choose`]), and the transpose of the indices.
+    """
+    weight, bias = encoder
+    with torch.no_grad():
         centred = x if shift is None else x - shift
-        grad_weight = transposed.sum_rows(grad, centred.to(grad.dtype))
+        values, indices = encode_top_k(centred, weight, bias, min(k, weight.shape[0]))
+        values, indices = (dictionary or WholeDictionary()).choose(values, indices, k)
+    transposed = Transposed(indices, weight.shape[0])
+    return _Selected.apply(x, weight, bias, shift, centred, values, transposed), indices, transposed
+
+
+@torch.no_grad()
+def encode_top_k(x: Tensor, weight: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Values and indices `[tokens, k]` of the `k` largest of `x @ weight.T + bias`, in the precision of autocast."""
+    if kernels := kernels_for(x):
+        return kernels.encode_top_k(x, weight, bias, k)
+    pre_activations = F.linear(x, weight, bias)
+    indices = top_k(pre_activations, k)
+    return pre_activations.gather(-1, indices), indices
+
+
+class _Selected(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias, shift, centred, values, transposed):
+        ctx.save_for_backward(centred, weight)
+        ctx.transposed, ctx.sink = transposed, sink_of(weight)
+        return values.to(weight.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        centred, weight = ctx.saved_tensors
+        needs_x, _, _, needs_shift, *_ = ctx.needs_input_grad
+        transposed, grad = ctx.transposed, grad.contiguous()
+        grad_bias = transposed.sum_values(grad)
+        grad_weight = give(ctx.sink, RowGradient(transposed, grad, centred.to(grad.dtype)), weight)
         grad_shift = -(grad_bias @ weight) if needs_shift else None
-        grad_x = F.embedding_bag(indices, weight, per_sample_weights=grad, mode="sum") if needs_x else None
-        return grad_x, grad_weight, grad_bias, grad_shift, None, None
+        grad_x = _decode(grad, transposed.indices, weight) if needs_x else None
+        return grad_x, grad_weight, grad_bias, grad_shift, None, None, None

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..errors import ConfigError, DataError, HookPointError
 from ..models import SAE, SparseCode, TrainingState
 from .arguments import SAETrainingArguments
+from .optimizer import RowAdam
 from .parallel import Batch, DataParallel
 
 
@@ -20,7 +21,7 @@ class Trainee:
 
     name: str
     sae: SAE
-    optimizer: torch.optim.Optimizer
+    optimizer: RowAdam
     state: TrainingState
     scheme: DataParallel
     fvu: float = math.nan
@@ -41,7 +42,11 @@ class Trainee:
             )
         groups = [{"params": [p], "factor": sae.learning_rate_factors.get(key, 1.0)} for key, p in named]
         betas = (args.adam_beta1, args.adam_beta2)
-        optimizer = torch.optim.Adam(groups, lr=1.0, betas=betas, eps=args.adam_epsilon, fused=fused)
+        sparse = [p for key, p in named if key in ("encoder.weight", "decoder.weight")]
+        unit = [p for key, p in named if key == "decoder.weight" and sae.unit_norm_decoder]
+        optimizer = RowAdam(
+            groups, unit_rows=unit, factored=sparse, lr=1.0, betas=betas, eps=args.adam_epsilon, fused=fused
+        )
         state = TrainingState(total_steps=args.total_steps, dead_after_tokens=args.dead_window)
         first, last = scheme.latents(sae)
         state.tokens_since_fired = torch.zeros(last - first, dtype=torch.long, device=device)
@@ -111,13 +116,13 @@ class Trainee:
         fired, losses = self.scheme.sum_losses(fired, losses)
         self.loss, self.fvu = losses.tolist()
         self._require_finite(x, target)
-        named = {name: p for name, p in self.sae.named_parameters() if p.requires_grad}
-        self.scheme.sum_gradients(list(named.values()))
-        self.sae.project_gradients()
+        self.scheme.sum_gradients(self.optimizer)
+        clip = None
         if args.max_grad_norm is not None:
-            self.scheme.clip(named, args.max_grad_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+            named = {name: p for name, p in self.sae.named_parameters() if p.requires_grad}
+            clip = (args.max_grad_norm / (self.scheme.gradient_norm(self.optimizer, named) + 1e-6)).clamp_max(1.0)
+        self.optimizer.update(clip)
+        self.optimizer.zero_grad()
         self._count(fired, total)
         self.sae.after_step(self.state, output)
 

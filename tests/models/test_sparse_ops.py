@@ -8,7 +8,16 @@ from torch import Tensor
 
 from hf_sae.models import TopKConfig, TopKSAE
 from hf_sae.models.outputs import TrainingState
-from hf_sae.models.sparse_ops import SelectedPreActivations, Transposed, decode, decode_rows, top_k
+from hf_sae.models.row_gradients import RowGradient, SomeRows, Transposed
+from hf_sae.models.sparse_ops import (
+    decode,
+    decode_rows,
+    dots,
+    select_pre_activations,
+    select_rows,
+    squared_error,
+    top_k,
+)
 
 
 TOKENS, D_IN, D_OUT, D_SAE = 37, 12, 10, 48
@@ -115,13 +124,70 @@ def test_selected_pre_activations_have_the_gradients_of_the_dense_encoder(k, wit
         leaves = [None if t is None else t.clone().requires_grad_() for t in (x, weight, bias, shift)]
         a, w, b, s = leaves
         if sparse:
-            out = SelectedPreActivations.apply(a, w, b, s, pre, indices)
+            out, found, _ = select_pre_activations(a, (w, b), s, k)
+            assert torch.equal(found, indices)
         else:
             out = ((a if s is None else a - s) @ w.T + b).gather(-1, indices)
         out.backward(upstream)
         results.append([out.detach(), *(leaf.grad for leaf in leaves if leaf is not None)])
     for actual, expected in zip(*results, strict=True):
         close(actual, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("k", [1, 5, D_SAE])
+def test_dots_are_the_dense_products_at_the_codes_places(k, dtype):
+    _, indices = some_code(k)
+    rows, weight = torch.randn(TOKENS, D_OUT, dtype=dtype), torch.randn(D_SAE, D_OUT, dtype=dtype)
+    close(dots(rows, indices, weight), (rows @ weight.T).gather(1, indices))
+
+
+@pytest.mark.parametrize("k", [1, 5, D_SAE])
+def test_squared_error_and_its_gradients_are_the_dense_ones(k):
+    values, indices = some_code(k)
+    weight, bias, target = torch.randn(D_SAE, D_OUT), torch.randn(D_OUT), torch.randn(TOKENS, D_OUT)
+    upstream, results = torch.rand(TOKENS), []
+    for sparse in (True, False):
+        v, w, b, t = (leaf.clone().requires_grad_() for leaf in (values, weight, bias, target))
+        if sparse:
+            squares, error = squared_error(v, indices, (w, b), t)
+            assert not error.requires_grad
+        else:
+            error = t - b - dense_of(v, indices) @ w
+            squares = error.square().sum(-1)
+        squares.backward(upstream)
+        results.append([squares.detach(), error.detach(), v.grad, w.grad, b.grad, t.grad])
+    for actual, expected in zip(*results, strict=True):
+        close(actual, expected)
+
+
+def test_selected_rows_have_the_gradient_of_indexing():
+    weight, index, upstream = (
+        torch.randn(D_SAE, D_IN, requires_grad=True),
+        torch.tensor([0, 3, 47]),
+        torch.randn(3, D_IN),
+    )
+    rows = select_rows(weight, index)
+    assert torch.equal(rows, weight[index])
+    rows.backward(upstream)
+    expected = torch.zeros(D_SAE, D_IN).index_copy(0, index, upstream)
+    assert torch.equal(weight.grad, expected)
+
+
+def test_any_range_of_rows_is_that_part_of_the_gradient():
+    values, indices = some_code(5)
+    rows, weight = torch.randn(TOKENS, D_IN), torch.zeros(D_SAE, D_IN)
+    gradient, some = (
+        RowGradient(Transposed(indices, D_SAE), values, rows),
+        SomeRows(torch.tensor([1, 9]), torch.ones(2, D_IN)),
+    )
+    expected = dense_of(values, indices).T @ rows
+    expected[[1, 9]] += 1
+    for start, stop in ((0, D_SAE), (0, 5), (5, 9), (9, 10), (40, D_SAE), (7, 7)):
+        part = weight[start:stop].clone()
+        for factor in (gradient, some):
+            factor.add_to(part, slice(start, stop))
+        torch.testing.assert_close(part, expected[start:stop])
 
 
 @pytest.mark.parametrize(("d_sae", "k"), [(4096, 32), (3072, 7), (100, 1), (128, 128), (97, 3), (64, 2)])

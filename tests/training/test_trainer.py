@@ -165,7 +165,7 @@ def test_model_save_on_a_full_disk_keeps_the_old_files(tmp_path: Path, monkeypat
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("hf_sae.models.modeling_sae.save_file", full)
+    monkeypatch.setattr("hf_sae.models.saving.save_file", full)
     with torch.no_grad():
         sae.encoder.bias.fill_(3)
     with pytest.raises(CheckpointError, match="No space left"):

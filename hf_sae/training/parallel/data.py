@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ...errors import CheckpointError
 from ...models import SAE
 from ...models.adapters import has_adapter, load_adapter_tensors
+from ..optimizer import RowAdam
 from .processes import Processes
 
 
@@ -72,13 +73,16 @@ class DataParallel:
         """Counts of the latents here to counts of all latents."""
         return [int(count) for count in counts]
 
-    def sum_gradients(self, parameters: list[nn.Parameter]) -> None:
-        """Gradients of the share to gradients of the batch."""
-        self.processes.sum_all_([p.grad for p in parameters if p.grad is not None])
+    def sum_gradients(self, optimizer: RowAdam) -> None:
+        """Gradients of the share to gradients of the batch; factored ones are written out, since factors do not add up."""
+        if self.processes.size > 1:
+            optimizer.materialize()
+            parameters = (p for group in optimizer.param_groups for p in group["params"])
+            self.processes.sum_all_([p.grad for p in parameters if p.grad is not None])
 
-    def clip(self, parameters: dict[str, nn.Parameter], max_norm: float) -> None:
-        """Scales gradients so that their norm over all parameters is at most `max_norm`."""
-        nn.utils.clip_grad_norm_(parameters.values(), max_norm)
+    def gradient_norm(self, optimizer: RowAdam, parameters: dict[str, nn.Parameter]) -> Tensor:
+        """Of the whole gradient, as a scalar; `parameters` by name."""
+        return optimizer.norm()
 
     def share_figures(self, names: list[str], figures: Tensor) -> Tensor:
         """`[SAEs, figures]` of all SAEs, from those of the SAEs that this process trains."""

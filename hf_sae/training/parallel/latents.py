@@ -19,6 +19,7 @@ from torch.autograd.function import once_differentiable
 from ...errors import CheckpointError, ConfigError
 from ...models import SAE
 from ...models.dictionary import WholeDictionary
+from ..optimizer import RowAdam
 from . import rows
 from .data import Batch, DataParallel, unpack
 from .processes import Processes
@@ -58,33 +59,39 @@ class SharedDictionary(WholeDictionary):
         widths (`list[int]`): latents in each of them.
     """
 
+    whole = False
+
     def __init__(self, processes: Processes, widths: list[int]) -> None:
         self.processes, self.widths = processes, widths
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SharedDictionary:
         return self  # a process group cannot be copied
 
-    @torch.no_grad()
-    def choose(self, pre_activations: Tensor, indices: Tensor, k: int) -> tuple[Tensor, Tensor | None]:
+    def choose(self, values: Tensor, indices: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Exact: the k-th largest of all candidates is the threshold; of equal values the lowest latents are taken."""
-        n, columns = indices.shape
+        shape, columns = indices.shape[:-1], indices.shape[-1]
         # by latent, so that position in the gathered values is order of latents
-        indices = indices.sort(dim=-1).values
+        indices, order = indices.reshape(-1, columns).sort(dim=-1)
+        values = values.reshape(-1, columns).gather(-1, order)
+        chosen = self._among_all(values.detach(), k)
+        # the chosen ones first, and only as many columns as the fullest row has
+        fullest = max(1, int(chosen.sum(-1).max())) if chosen.numel() else min(1, columns)
+        order = chosen.to(torch.uint8).argsort(dim=-1, descending=True, stable=True)[:, :fullest]
+        values = values.gather(-1, order).masked_fill(~chosen.gather(-1, order), -torch.inf)
+        return values.view(*shape, fullest), indices.gather(-1, order).view(*shape, fullest)
+
+    def _among_all(self, values: Tensor, k: int) -> Tensor:
+        n, columns = values.shape
         longest = min(k, max(self.widths))
-        values = pre_activations.new_full((n, longest), -torch.inf)
-        values[:, :columns] = pre_activations.gather(-1, indices)
-        every = self.processes.gather_rows(values, [n] * self.processes.size).view(-1, n, longest)
+        own = values.new_full((n, longest), -torch.inf)
+        own[:, :columns] = values
+        every = self.processes.gather_rows(own, [n] * self.processes.size).view(-1, n, longest)
         every = every.transpose(0, 1).reshape(n, -1)
         threshold = every.topk(min(k, every.shape[1]), dim=-1).values[:, -1:]
         above, equal = every > threshold, every == threshold
         room = k - above.sum(-1, keepdim=True)
-        chosen = above | (equal & (equal.cumsum(-1) <= room))
         start = self.processes.rank * longest
-        mine = chosen[:, start : start + columns]
-        # the chosen ones first, and only as many columns as the fullest row has
-        fullest = int(mine.sum(-1).max()) if columns else 0
-        order = mine.to(torch.uint8).argsort(dim=-1, descending=True, stable=True)[:, :fullest]
-        return indices.gather(-1, order), mine.gather(-1, order)
+        return (above | (equal & (equal.cumsum(-1) <= room)))[:, start : start + columns]
 
     def sum(self, partial: Tensor) -> Tensor:
         """All-reduce forward, identity backward."""
@@ -171,18 +178,15 @@ class SharedLatents(DataParallel):
         found = self.processes.exchange(*(int(count) for count in counts))
         return [sum(column) for column in zip(*found, strict=True)]
 
-    def sum_gradients(self, parameters: list[nn.Parameter]) -> None:
+    def sum_gradients(self, optimizer: RowAdam) -> None:
         """Each is complete where its parameter is."""
 
-    def clip(self, parameters: dict[str, nn.Parameter], max_norm: float) -> None:
-        """The norm is that of all latents: squares are summed over processes, shared parameters count once."""
-        grads = {key: p.grad for key, p in parameters.items() if p.grad is not None}
-        rows_, rest = [], []
-        for key, grad in grads.items():
-            (rest if key in SHARED else rows_).append(grad)
-        squares = self.processes.sum_(nn.utils.get_total_norm(rows_).square().to(self.processes.device))
-        total = (squares + nn.utils.get_total_norm(rest).to(squares).square()).sqrt()
-        nn.utils.clip_grads_with_norm_(parameters.values(), max_norm, total)
+    def gradient_norm(self, optimizer: RowAdam, parameters: dict[str, nn.Parameter]) -> Tensor:
+        """Squares of the rows are summed over processes, what all hold counts once."""
+        rest = [p for key, p in parameters.items() if key in SHARED]
+        rows_ = [p for key, p in parameters.items() if key not in SHARED]
+        squares = self.processes.sum_(optimizer.norm(rows_).square())
+        return (squares + optimizer.norm(rest).square()).sqrt()
 
     def shard(self) -> tuple[int, int]:
         """Each process writes the state of its latents."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ...models import SAE
 from ...models.adapters import has_adapter
+from ..optimizer import RowAdam
 from . import rows
 from .data import Batch, DataParallel, unpack
 from .processes import Processes
@@ -86,7 +87,7 @@ class PlacedSAEs(DataParallel):
         """An SAE is in one process only."""
         return holds
 
-    def sum_gradients(self, parameters: list[torch.nn.Parameter]) -> None:
+    def sum_gradients(self, optimizer: RowAdam) -> None:
         """They are of the whole batch already."""
 
     def save_model(self, name: str, sae: SAE, place: Path) -> None:

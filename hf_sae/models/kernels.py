@@ -1,0 +1,24 @@
+"""Which kernels compute a sparse sum: public torch operations, or our own on a GPU with Triton."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def kernels_for(tensor: Tensor) -> Any:
+    """Our Triton kernels where they can run for this tensor, else `None`: asked at every call, never at import."""
+    if not tensor.is_cuda:
+        return None
+    try:
+        from . import triton_ops
+    except ImportError:
+        return None
+    return triton_ops
+
+
+def bag_sum(indices: Tensor, weight: Tensor, offsets: Tensor, values: Tensor) -> Tensor:
+    """`[rows, d]`: the sum of `values[i] * weight[indices[i]]` over `offsets[row] <= i < offsets[row + 1]`."""
+    return F.embedding_bag(indices, weight, offsets, per_sample_weights=values, mode="sum", include_last_offset=True)
