@@ -8,6 +8,7 @@ identity backward, and an identity forward that is a sum backward.
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -71,8 +72,9 @@ class SharedDictionary(WholeDictionary):
         """Exact: the k-th largest of all candidates is the threshold; of equal values the lowest latents are taken."""
         shape, columns = indices.shape[:-1], indices.shape[-1]
         # by latent, so that position in the gathered values is order of latents
-        indices, order = indices.reshape(-1, columns).sort(dim=-1)
-        values = values.reshape(-1, columns).gather(-1, order)
+        n = math.prod(shape)  # -1 would be ambiguous where a process has no candidate
+        indices, order = indices.reshape(n, columns).sort(dim=-1)
+        values = values.reshape(n, columns).gather(-1, order)
         chosen = self._among_all(values.detach(), k)
         # the chosen ones first, and only as many columns as the fullest row has
         fullest = max(1, int(chosen.sum(-1).max())) if chosen.numel() else min(1, columns)
@@ -85,7 +87,7 @@ class SharedDictionary(WholeDictionary):
         longest = min(k, max(self.widths))
         own = values.new_full((n, longest), -torch.inf)
         own[:, :columns] = values
-        every = self.processes.gather_rows(own, [n] * self.processes.size).view(-1, n, longest)
+        every = self.processes.gather_rows(own, [n] * self.processes.size).view(self.processes.size, n, longest)
         every = every.transpose(0, 1).reshape(n, -1)
         threshold = every.topk(min(k, every.shape[1]), dim=-1).values[:, -1:]
         above, equal = every > threshold, every == threshold
