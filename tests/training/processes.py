@@ -32,6 +32,8 @@ from hf_sae.models import (
     TopKSAE,
 )
 from hf_sae.training import SAETrainer, SAETrainingArguments
+from hf_sae.training.parallel import Processes
+from hf_sae.training.parallel.latents import SharedDictionary
 from tests.training.planted import planted
 
 
@@ -69,7 +71,7 @@ def transcoder(**changes: Any) -> SAE:
 
 
 CASES: dict[str, tuple[Callable[[], SAE | dict[str, SAE]], dict[str, Any]]] = {
-    "topk": (lambda: make(TopKConfig(**POINT, k=3, k_aux=6), TopKSAE, dead=True), {"dead_after_tokens": 2 * TOKENS}),
+    "topk": (lambda: make(TopKConfig(**POINT, k=3, k_aux=10), TopKSAE, dead=True), {"dead_after_tokens": 2 * TOKENS}),
     "topk-norm": (
         lambda: make(TopKConfig(**POINT, k=3, input_norm="layer_norm", k_start=9), TopKSAE, dead=True),
         {"dead_after_tokens": 2 * TOKENS},
@@ -203,7 +205,28 @@ def failures(folder: Path) -> None:
             CASES["topk"][0](), SAETrainingArguments(output_dir=str(folder / "fails"), **args), source
         )
         assert text in error_of(trainer.train), text
+    ties()
     full_disk(folder / "full", SAETrainingArguments(output_dir=str(folder / "full"), parallelism="latents", **args))
+
+
+def ties() -> None:
+    """Of equal values exactly k are chosen in all, those of the lowest latents."""
+    processes = Processes(Accelerator())
+    width, k = 3, 4
+    dictionary = SharedDictionary(processes, [width] * processes.size)
+    values = torch.ones(2, width)
+    values[1] = torch.tensor([2.0, 1.0, 1.0]) if processes.rank == processes.size - 1 else 1.0
+    found, indices = dictionary.choose(values, torch.tensor([[2, 0, 1]] * 2), k)
+    chosen = [
+        sorted((rank, latent) for rank, part in enumerate(parts) for latent in part)
+        for parts in zip(
+            *processes.objects([i[v > -torch.inf].tolist() for i, v in zip(indices, found, strict=True)]), strict=True
+        )
+    ]
+    everything = [(rank, latent) for rank in range(processes.size) for latent in range(width)]
+    assert chosen[0] == everything[:k], chosen
+    winner = [(processes.size - 1, 2)]  # its value is the first of `indices`, which is latent 2
+    assert chosen[1] == sorted(everything[: k - 1] + winner), chosen
 
 
 def full_disk(folder: Path, args: SAETrainingArguments) -> None:

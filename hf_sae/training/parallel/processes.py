@@ -5,11 +5,12 @@ Every method is a collective: all processes make the same calls in the same orde
 
 from __future__ import annotations
 
+import atexit
 import os
 import socket
 import time
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ class Processes:
                 # short messages go over the CPU: they do not wait for the device, and a closed connection is seen at once
                 gloo = dist.get_backend() == "gloo"
                 self._control = dist.group.WORLD if gloo else dist.new_group(backend="gloo")
+            atexit.register(_close, self._control)
             self._pids = self.objects((socket.gethostname(), os.getpid()))
 
     @property
@@ -156,6 +158,13 @@ class Processes:
             with self.watched():
                 dist.broadcast(tensor, source)
         return tensor
+
+
+def _close(group: Any) -> None:
+    # a connection that is open when Python ends may abort the process, whatever its exit status was to be
+    if dist.is_initialized():
+        with suppress(ValueError, RuntimeError):
+            dist.destroy_process_group(group)
 
 
 def _bytes(tensor: Tensor) -> Tensor:
