@@ -15,6 +15,7 @@ import typer
 
 from . import __version__
 from .commands import (
+    cache,
     check,
     convert,
     demo,
@@ -42,6 +43,7 @@ app = typer.Typer(
 )
 app.command("demo")(demo.demo)
 app.command("train")(train.train)
+app.add_typer(cache.app, name="cache")
 app.command("eval")(evaluation.evaluate)
 app.command("check")(check.check)
 app.command("diff")(diff.diff)

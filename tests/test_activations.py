@@ -17,7 +17,7 @@ from .toy_text import BOS, END, EOS, FIRST_WORD, MARKED_TEMPLATE, WORDS, chats, 
 
 
 WIDTH, POINTS = 8, ["embed", "resid_post.1"]
-SLOT_BYTES = 2 * WIDTH * 4 + 8
+SLOT_BYTES = 2 * WIDTH * 4 + 16
 
 
 def ring_of(slots: int) -> int:
@@ -113,6 +113,17 @@ def test_activations_are_those_of_the_host(host):
         for token, row in zip(tokens(rows), rows["resid_post.1"], strict=True):
             if token != EOS:
                 torch.testing.assert_close(row, truth[token])
+
+
+def test_each_row_says_which_token_of_which_document_it_is(host):
+    texts = documents(60)
+    encode = tokenizer()
+    home = {i: number for number, text in enumerate(texts) for i in encode(text)["input_ids"]}
+    for rows in make(host, texts).batches(40):
+        assert rows.token_ids.dtype == rows.document_ids.dtype == torch.int32
+        assert rows.token_ids.tolist() == tokens(rows)
+        for token, document in zip(tokens(rows), rows.document_ids.tolist(), strict=True):
+            assert token == EOS or home[token] == document
 
 
 def test_tokens_of_a_document_are_spread(host):
@@ -211,7 +222,7 @@ def test_a_sample_changes_nothing(host):
 
 def test_memory_stays_within_the_ring_and_one_host_batch(host):
     stream = make(host, documents(100), ring_bytes=RING)
-    host_batch, total = 2 * 16 * 2 * WIDTH * 4, len(expected(documents(100))) + 100
+    host_batch, total = 2 * 16 * (2 * WIDTH * 4 + 8), len(expected(documents(100))) + 100
     for _ in stream.batches(25):
         ring = stream.ring
         held = [*ring.slots.values(), *ring.pending.values(), ring.order]
@@ -293,7 +304,7 @@ def test_widths_and_info(host):
     assert {"base_model", "base_revision", "ring_bytes"} <= info.keys()
 
 
-def broken(host: LlamaForCausalLM, token: int, value: float) -> LlamaForCausalLM:
+def broken(host: LlamaForCausalLM, token: int | slice, value: float) -> LlamaForCausalLM:
     copy = LlamaForCausalLM(host.config)
     copy.load_state_dict(host.state_dict())
     with torch.no_grad():
@@ -302,12 +313,49 @@ def broken(host: LlamaForCausalLM, token: int, value: float) -> LlamaForCausalLM
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_activations_that_are_not_finite_stop_the_stream(host, value):
-    stream = make(broken(host, FIRST_WORD + 100, value), points=["embed"], ring_bytes=ring_of(64))
-    with pytest.raises(DataError, match=r"1 of \d+ tokens are not finite at 'embed' in host batch \d+"):
+def test_rows_that_are_not_finite_are_left_out_and_counted(host, value, caplog):
+    bad = FIRST_WORD + 100
+    stream = make(broken(host, bad, value), points=["embed"], ring_bytes=ring_of(64))
+    with caplog.at_level("WARNING", "hf_sae"):
+        got = served(stream)
+    assert sorted([*got, bad]) == expected(documents(60))
+    assert stream.counts["non_finite"] == 1
+    assert stream.counts["served"] == len(got) == stream.counts["seen"] - stream.counts["masked"] - 1
+    assert caplog.text.count("1 tokens are not finite at 'embed'") == 1
+
+
+def test_a_row_is_left_out_at_every_place_alike(host):
+    """A bad embedding spoils what attends to it: both places lose the same tokens."""
+    stream = make(broken(host, FIRST_WORD + 100, float("nan")), ring_bytes=ring_of(64))
+    rows = list(stream.batches(30))
+    whole = make(host, ring_bytes=ring_of(64))
+    list(whole.batches(30))
+    assert all(len(r["embed"]) == len(r["resid_post.1"]) and r["resid_post.1"].isfinite().all() for r in rows)
+    assert stream.counts["non_finite"] >= 1
+    assert stream.counts["served"] + stream.counts["non_finite"] == whole.counts["served"]
+
+
+def test_a_host_batch_without_a_finite_row_stops_the_stream(host):
+    stream = make(broken(host, slice(None), float("nan")), points=["embed"], ring_bytes=ring_of(64))
+    with pytest.raises(DataError, match=r"all \d+ tokens of host batch 1 are not finite at 'embed'.*bfloat16"):
         served(stream)
     with pytest.raises(DataError, match="no valid state"):
         stream.state_dict()
+
+
+def test_more_than_one_percent_that_is_not_finite_stops_the_stream(host):
+    def texts() -> list[str]:
+        return [word(*range(n % 40 * 50, n % 40 * 50 + 50)) for n in range(300)]
+
+    few = broken(host, slice(FIRST_WORD + 100, FIRST_WORD + 108), float("nan"))  # 8 of 2000 words
+    stream = make(few, texts(), points=["embed"])
+    served(stream)
+    assert 0.002 < stream.counts["non_finite"] / stream.counts["served"] < 0.006
+    many = broken(host, slice(FIRST_WORD + 100, FIRST_WORD + 124), float("nan"))
+    stream = make(many, texts(), points=["embed"])
+    with pytest.raises(DataError, match=r"more than 1% are too many"):
+        served(stream)
+    assert stream.counts["seen"] > 8192
 
 
 def test_large_but_finite_norms_are_served(host):

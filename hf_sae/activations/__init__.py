@@ -1,6 +1,9 @@
-"""Activations of a host as shuffled batches of tokens."""
+"""Activations of a host as shuffled batches of tokens: live, prefetched, or from a cache on disk or on the Hub."""
 
+from .cache import CachedStream, Manifest, write_cache
+from .interface import BatchStream, Rows
+from .prefetch import Prefetched
 from .stream import ActivationStream
 
 
-__all__ = ["ActivationStream"]
+__all__ = ["ActivationStream", "BatchStream", "CachedStream", "Manifest", "Prefetched", "Rows", "write_cache"]

@@ -15,6 +15,7 @@ from ..errors import DataError, HookPointError
 from ..hooks import HookPoint, read
 from ..hosts import fingerprint, resolve, unwrap, width_of
 from ..hosts.towers import host_device
+from .interface import Rows
 
 
 class HostReader:
@@ -58,8 +59,8 @@ class HostReader:
                 f"context_length={context_length}, and the host has {limit} positions: give at most {limit}."
             )
 
-    def __call__(self, batch: TokenBatch, kept: Tensor) -> dict[str, Tensor]:
-        """The activations `{place: [n, width]}` of the tokens whose positions in the flattened batch are `kept` `[n]`.
+    def __call__(self, batch: TokenBatch, kept: Tensor) -> Rows:
+        """The activations `{place: [n, width]}` and ids of the tokens whose positions in the flattened batch are `kept` `[n]`.
 
         Raises:
             DataError: if an id has no embedding in the host.
@@ -82,7 +83,8 @@ class HostReader:
                 )
             flat = found[point].reshape(-1, width)
             rows[point] = flat.index_select(0, kept.to(flat.device)).to(self.dtype)
-        return rows
+        ids = [part.flatten()[kept].to(torch.int32) for part in (batch.input_ids, batch.documents)]
+        return Rows(rows, torch.stack(ids, dim=1))
 
     def devices(self) -> dict[str, torch.device]:
         """Where the activations of each place are."""

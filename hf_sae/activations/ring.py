@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
+from .interface import Rows
 
 
-_SLOT_INDEX_BYTES = 8
-Rows = dict[str, Tensor]
+_SLOT_INDEX_BYTES, _IDS_BYTES = 8, 8
+_IDS = "/ids"  # beside the hook points, whose names never begin so: token id and document number of each slot
 
 
 class ShuffleRing:
@@ -30,10 +31,11 @@ class ShuffleRing:
 
     def __init__(self, widths: Mapping[str, int], dtype: torch.dtype, ring_bytes: int, seed: int = 0) -> None:
         self.widths, self.dtype, self.seed = dict(widths), dtype, seed
-        self.slot_bytes = sum(widths.values()) * dtype.itemsize + _SLOT_INDEX_BYTES
+        self.slot_bytes = sum(widths.values()) * dtype.itemsize + _IDS_BYTES + _SLOT_INDEX_BYTES
         self.capacity = ring_bytes // self.slot_bytes
-        self.slots: Rows = {}
-        self.pending: Rows = {}
+        self.columns = {point: (width, dtype) for point, width in widths.items()} | {_IDS: (2, torch.int32)}
+        self.slots: dict[str, Tensor] = {}
+        self.pending: dict[str, Tensor] = {}
         self.order = torch.empty(0, dtype=torch.long)
         self.cursor = self.filled = self.draws = 0
 
@@ -56,7 +58,7 @@ class ShuffleRing:
         """Fill the free slots and draw a new order.
 
         Args:
-            next_rows: gives `{hook point: [n, width]}` with n > 0, or `None` at the end of the data.
+            next_rows: gives [`Rows`] with ids and n > 0, or `None` at the end of the data.
 
         Returns:
             Whether there may be more data.
@@ -65,8 +67,8 @@ class ShuffleRing:
         if not self.draws:
             free = torch.arange(self.capacity)
         while used < len(free):
-            rows = self.pending or next_rows()
-            if rows is None:
+            rows = self.pending or _with_ids(next_rows())
+            if not rows:
                 more = False
                 break
             self._allocate(rows)
@@ -79,11 +81,11 @@ class ShuffleRing:
         self._draw(torch.cat([self.order[self.cursor :], free[:used]]))
         return more
 
-    def _allocate(self, rows: Rows) -> None:
+    def _allocate(self, rows: dict[str, Tensor]) -> None:
         if not self.slots:
             self.slots = {
-                point: torch.empty(self.capacity, width, dtype=self.dtype, device=rows[point].device)
-                for point, width in self.widths.items()
+                name: torch.empty(self.capacity, width, dtype=dtype, device=rows[name].device)
+                for name, (width, dtype) in self.columns.items()
             }
             self.order = self.order.to(next(iter(rows.values())).device)
 
@@ -96,7 +98,9 @@ class ShuffleRing:
     def peek(self, count: int) -> Rows:
         """The next tokens, at most `count`, without serving them."""
         slots = self.order[self.cursor : self.cursor + count]
-        return {point: rows.index_select(0, slots.to(rows.device)) for point, rows in self.slots.items()}
+        found = {name: rows.index_select(0, slots.to(rows.device)) for name, rows in self.slots.items()}
+        ids = found.pop(_IDS, None)
+        return Rows(found, ids)
 
     def take(self, count: int) -> Rows:
         """Serve the next tokens, at most `count`."""
@@ -108,7 +112,7 @@ class ShuffleRing:
         """Everything, as a copy in main memory; slots that were never filled are left out."""
         state: dict[str, Any] = {"order": _copy(self.order), **self._geometry()}
         state |= {"cursor": self.cursor, "filled": self.filled, "draws": self.draws}
-        for number, point in enumerate(self.widths):
+        for number, point in enumerate(self.columns):
             if point in self.slots:
                 state[f"slots.{number}"] = _copy(self.slots[point][: self.filled])
             if point in self.pending:
@@ -133,18 +137,28 @@ class ShuffleRing:
                 )
         self.cursor, self.filled, self.draws = state["cursor"], state["filled"], state["draws"]
         self.slots, self.pending = {}, {}
-        for number, (point, width) in enumerate(self.widths.items()):
+        for number, (point, (width, dtype)) in enumerate(self.columns.items()):
+            device = devices.get(point, next(iter(devices.values())))  # the ids are where the order is
             if f"slots.{number}" in state:
-                self.slots[point] = torch.empty(self.capacity, width, dtype=self.dtype, device=devices[point])
-                self.slots[point][: self.filled] = state[f"slots.{number}"].to(devices[point])
+                self.slots[point] = torch.empty(self.capacity, width, dtype=dtype, device=device)
+                self.slots[point][: self.filled] = state[f"slots.{number}"].to(device)
             if f"pending.{number}" in state:
-                self.pending[point] = state[f"pending.{number}"].to(devices[point], copy=True)
+                self.pending[point] = state[f"pending.{number}"].to(device, copy=True)
         self.order = state["order"].to(next(iter(devices.values())), copy=True)
 
     def _geometry(self) -> dict[str, Any]:
         dtype = str(self.dtype).removeprefix("torch.")
         # the order counts too: slots are saved by number, and dictionaries compare without order
         return {"points": list(self.widths), "widths": self.widths, "dtype": dtype, "capacity": self.capacity}
+
+
+def _with_ids(rows: Rows | None) -> dict[str, Tensor]:
+    """All columns of new rows; the ids go where the order is, so that nothing waits for a transfer of slots."""
+    if rows is None:
+        return {}
+    if rows.ids is None:
+        raise DataError("rows without ids= cannot go through the ring: give token ids and document numbers.")
+    return {**rows, _IDS: rows.ids.to(next(iter(rows.values())).device)}
 
 
 def _copy(tensor: Tensor) -> Tensor:

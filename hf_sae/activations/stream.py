@@ -2,32 +2,37 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..data import Positions, TokenDataset
 from ..errors import DataError
 from ..hooks import HookPoint
+from .interface import BatchStream, Rows
 from .reading import HostReader
-from .ring import Rows, ShuffleRing
+from .ring import ShuffleRing
 from .rows import RowShuffle
 
 
+logger = logging.getLogger(__name__)
 _OUTLIER_FACTOR = 10.0
+_NON_FINITE_SHARE, _JUDGED_AFTER = 0.01, 8192  # tokens: one overflow can spoil the whole row of text behind it
 ROWS_SHARE = 16  # the part of ring_bytes that shuffles rows of tokens before the host
 
 
-class ActivationStream:
+class ActivationStream(BatchStream):
     """Batches of activations from one or several places of a host, shuffled token by token.
 
     The host runs without gradients, in eval mode and only as far as the last place. Its kept tokens go through a
     shuffle ring of fixed size with one permutation for all places, so row i of one place and row i of another are the
-    same token. Each kept token is served once per pass over the dataset. Activations that are not finite stop the
-    stream; norm outliers are counted and served.
+    same token. Each kept token is served once per pass over the dataset. Tokens whose activations are not finite are left
+    out and counted, and stop the stream where they are a whole host batch, or more than 1 % after 8192 tokens; norm
+    outliers are counted and served.
 
     Args:
         host (`nn.Module`): any model that reads `input_ids`; it is never moved.
@@ -91,7 +96,7 @@ class ActivationStream:
         self._begin()
 
     def _begin(self) -> None:
-        self._counts = dict.fromkeys(("seen", "masked", "served", "outliers", "host_batches"), 0)
+        self._counts = dict.fromkeys(("seen", "masked", "non_finite", "served", "outliers", "host_batches"), 0)
         self._typical_norm = dict.fromkeys(self.widths, 0.0)
         self._ended, self._whole = False, True
 
@@ -106,13 +111,24 @@ class ActivationStream:
         return self.data.source.world_size
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of the activations."""
+        return self.reader.dtype
+
+    @property
     def counts(self) -> dict[str, int]:
-        """Tokens so far: `seen` by the host, `masked` (left out), `served`, `outliers`; and `host_batches`.
+        """Tokens so far: `seen` by the host, `masked` (left out), `non_finite` (left out too), `served`,
+        `outliers`; and `host_batches`.
 
         An outlier is a token whose norm at one of the places is more than ten times the typical one there, which is
         the mean of the host batches' median norms.
         """
         return dict(self._counts)
+
+    @property
+    def largest_batch(self) -> int:
+        """The most tokens that a batch may have: half of the ring."""
+        return self.ring.half
 
     def batches(self, tokens_per_batch: int) -> Iterator[Rows]:
         """The next batches, `{hook point: [tokens, width]}`; the last one may be smaller.
@@ -120,8 +136,8 @@ class ActivationStream:
         Goes on where the previous call stopped. The state is valid whenever a batch has been received.
 
         Raises:
-            DataError: if a batch is larger than half the ring, the data is at its end, no token is kept, or activations
-                are not finite.
+            DataError: if a batch is larger than half the ring, the data is at its end, no token is kept, or too many
+                activations are not finite.
         """
         if tokens_per_batch < 1:
             raise DataError(f"tokens_per_batch={tokens_per_batch}: give at least 1.")
@@ -158,8 +174,8 @@ class ActivationStream:
         self._refill()
         if not self.ring.remaining:
             raise DataError(
-                f"of {self._counts['seen']} tokens none is kept under positions={self.data.info()['positions']!r}. "
-                "Loosen positions= or choose another dataset."
+                f"of {self._counts['seen']} tokens none is kept under positions={self.data.info()['positions']!r} "
+                f"({self._counts['non_finite']} are not finite). Loosen positions= or choose another dataset."
             )
 
     def _refill(self) -> None:
@@ -176,24 +192,58 @@ class ActivationStream:
             self._counts["masked"] += seen - len(kept)
             if len(kept):
                 self._counts["host_batches"] += 1
-                rows = self.reader(batch, kept)
-                self._inspect(rows, len(kept))
-                return rows
+                rows = self._finite(self.reader(batch, kept))
+                if rows.count:
+                    self._inspect(rows)
+                    return rows
             if self.data.epoch > 1 and self._counts["masked"] == self._counts["seen"]:
                 return None  # a repeated dataset without a kept token would be searched for ever
         return None
 
-    def _inspect(self, rows: Rows, count: int) -> None:
-        outliers = torch.zeros(count, dtype=torch.bool)
-        number = self._counts["host_batches"]
+    def _finite(self, rows: Rows) -> Rows:
+        """The rows that are finite at every place; the others are counted.
+
+        Raises:
+            DataError: if they are too many.
+        """
+        bad: dict[str, Tensor] = {}
         for point, x in rows.items():
             # one number says whether anything is wrong: the common case is one pass and one transfer
+            if not torch.linalg.vector_norm(x, dtype=torch.float32).isfinite():
+                bad[point] = (~x.isfinite()).any(dim=1).cpu()
+        wrong = torch.stack([*bad.values()]).any(dim=0) if bad else torch.zeros(rows.count, dtype=torch.bool)
+        count = int(wrong.sum())
+        if not count:
+            return rows
+        self._counts["non_finite"] += count
+        self._judge(count, rows.count, max(bad, key=lambda point: int(bad[point].sum())))
+        kept = (~wrong).nonzero().squeeze(1)
+        ids = None if rows.ids is None else rows.ids[kept]
+        return Rows({point: x.index_select(0, kept.to(x.device)) for point, x in rows.items()}, ids)
+
+    def _judge(self, count: int, of: int, point: str) -> None:
+        """Whether that many rows that are not finite, of the latest host batch and of all, can be left out."""
+        number, total = self._counts["host_batches"], self._counts["non_finite"]
+        read = self._counts["seen"] - self._counts["masked"]
+        advice = (
+            f"Check the host's weights and dtype ({self.ring.dtype} here): float16 overflows in many models, bfloat16 and "
+            "float32 do not."
+        )
+        if count == of:
+            raise DataError(f"all {of} tokens of host batch {number} are not finite at {point!r}. {advice}")
+        if read >= _JUDGED_AFTER and total > _NON_FINITE_SHARE * read:
+            raise DataError(
+                f"{total:,} of {read:,} tokens are not finite, the latest at {point!r} in host batch {number}; more than "
+                f"{_NON_FINITE_SHARE:.0%} are too many to leave out. {advice}"
+            )
+        if total == count:
+            logger.warning("%d tokens are not finite at %r and are left out. %s", count, point, advice)
+
+    def _inspect(self, rows: Rows) -> None:
+        outliers = torch.zeros(rows.count, dtype=torch.bool)
+        number = self._counts["host_batches"]
+        for point, x in rows.items():
             norms = torch.linalg.vector_norm(x, dim=1, dtype=torch.float32).cpu()
-            if not norms.sum().isfinite() and (bad := int((~x.isfinite()).any(dim=1).sum())):
-                raise DataError(
-                    f"{bad} of {count} tokens are not finite at {point!r} in host batch {number}. Check the host's weights "
-                    f"and dtype ({self.ring.dtype} here): float16 overflows in many models, bfloat16 and float32 do not."
-                )
             self._typical_norm[point] += (float(norms.median()) - self._typical_norm[point]) / number
             outliers |= norms > _OUTLIER_FACTOR * self._typical_norm[point]
         self._counts["outliers"] += int(outliers.sum())

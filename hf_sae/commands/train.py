@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Annotated, Any
@@ -31,6 +33,11 @@ def train(
     dataset: Annotated[
         str | None, Option(help="Hub id, folder or file. Default: the source code of Python's standard library.")
     ] = None,
+    cache: Annotated[
+        str | None,
+        Option(metavar="PATH_OR_REPO", help="Train on activations that `hf-sae cache write` kept, without the host."),
+    ] = None,
+    skip_corrupt: Annotated[bool, Option("--skip-corrupt", help="Pass over damaged shards of --cache.")] = False,
     split: Annotated[str, Option(help="Split to train on.")] = "train",
     column: Annotated[str | None, Option(help="Column with the text. Default: the first that looks like it.")] = None,
     hook: Annotated[
@@ -100,6 +107,11 @@ def run(options: Any) -> None:
     chosen: dict[str, Any] = {name: getattr(options, name) for name in names} | {"output_dir": str(options.output_dir)}
     args = SAETrainingArguments(**chosen)
     console, process = Console(options.as_json), Accelerator()  # before the host: it chooses this process's device
+    if options.cache is not None:
+        from .train_cached import run_cached
+
+        run_cached(options, args, console, process)
+        return
     host, tokenizer = load_host(options.host)
     if tokenizer is None:
         fail(f"the host {options.host!r} has no tokenizer. Train on its activations from Python with SAETrainer.")
@@ -117,8 +129,10 @@ def run(options: Any) -> None:
         conclude(options, console, sae.eval(), host, tokenizer, {"seconds": round(time.monotonic() - began, 1)})
 
 
-def build_config(options: Any, host: PreTrainedModel) -> SAEConfig:
-    """The autoencoder's config from `--arch`, its own flags and `--set`."""
+def build_config(
+    options: Any, host: PreTrainedModel | Any, cached_widths: Mapping[str, int] | None = None
+) -> SAEConfig:
+    """The autoencoder's config from `--arch`, its own flags and `--set`; widths from the host, or from a cache."""
     from ..corpus import corpus_info
     from ..hosts import width_of
     from ..models import registered
@@ -132,12 +146,13 @@ def build_config(options: Any, host: PreTrainedModel) -> SAEConfig:
     if hook is None and options.host is not None:
         fail("no place to read: give --layer 8, or --hook mlp_in.8. `hf-sae hooks HOST` lists the places of a host.")
     hook = hook or DEFAULT_HOOK
-    d_in = width_of(host, hook)
+    width = partial(width_of, host) if cached_widths is None else cached_widths.__getitem__
+    d_in = width(hook)
     fields: dict[str, Any] = {
         "hook_in": hook,
         "hook_out": options.hook_out,
         "d_in": d_in,
-        "d_out": width_of(host, options.hook_out or hook),
+        "d_out": width(options.hook_out or hook),
         "d_sae": options.d_sae or options.expansion * d_in,
         "skip": options.skip,
         "input_norm": options.input_norm,

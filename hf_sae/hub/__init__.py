@@ -1,5 +1,6 @@
-"""Model cards, folders and feature datasets on the Hub."""
+"""Model cards, folders, feature datasets and activation caches on the Hub."""
 
+from .caches import push_cache
 from .cards import FeatureExample, render_card, save_card
 from .collections import SAECollection, load_saes
 from .examples import example_features
@@ -14,6 +15,7 @@ __all__ = [
     "group",
     "load_features",
     "load_saes",
+    "push_cache",
     "push_features",
     "push_folder",
     "render_card",

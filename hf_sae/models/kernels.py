@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from . import triton_ops
 
 
 def kernels_for(tensor: Tensor) -> Any:
     """Our Triton kernels where they can run for this tensor, else `None`: asked at every call, never at import."""
-    if not tensor.is_cuda:
-        return None
-    try:
-        from . import triton_ops
-    except ImportError:
-        return None
-    return triton_ops
+    if not tensor.is_floating_point():
+        tensor = tensor.new_empty(0, dtype=torch.float32)
+    return triton_ops if triton_ops.available(tensor) else None
 
 
 def bag_sum(indices: Tensor, weight: Tensor, offsets: Tensor, values: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from . import triton_top_k
 from .dictionary import WholeDictionary
 from .kernels import bag_sum, kernels_for
 from .row_gradients import RowGradient, SomeRows, Transposed, give, sink_of
@@ -36,6 +37,8 @@ def top_k(pre_activations: Tensor, k: int) -> Tensor:
     in `Tensor.topk`.
     """
     d_sae = pre_activations.shape[-1]
+    if kernels_for(pre_activations):
+        return triton_top_k.top_k(pre_activations.reshape(-1, d_sae), k).view(*pre_activations.shape[:-1], k)
     if d_sae % _GROUP or d_sae < 2 * _GROUP * k:  # groups would save nothing
         return pre_activations.topk(k, dim=-1, sorted=False).indices
     n_groups = d_sae // _GROUP
@@ -218,8 +221,10 @@ def select_pre_activations(
 @torch.no_grad()
 def encode_top_k(x: Tensor, weight: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Values and indices `[tokens, k]` of the `k` largest of `x @ weight.T + bias`, in the precision of autocast."""
-    if kernels := kernels_for(x):
-        return kernels.encode_top_k(x, weight, bias, k)
+    if kernels_for(x):
+        kind = x.device.type
+        cast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+        return triton_top_k.encode_top_k(x, weight.to(cast), bias, k)
     pre_activations = F.linear(x, weight, bias)
     indices = top_k(pre_activations, k)
     return pre_activations.gather(-1, indices), indices

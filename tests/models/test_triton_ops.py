@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.kernels import Size, main, measure, table
+from hf_sae.models import TopKConfig, TopKSAE, triton_top_k
 from hf_sae.models import triton_ops as ops
-from hf_sae.models import triton_top_k
+from hf_sae.models.outputs import TrainingState
 from hf_sae.models.sparse_ops import Transposed
 from hf_sae.models.triton_top_k import encode_top_k, top_k
 
@@ -381,6 +382,22 @@ def test_the_benchmark_says_that_it_needs_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit, match=r"need a CUDA device.*benchmarks\.train_step"):
         main([])
+
+
+def test_a_training_step_through_the_kernels_has_the_gradients_of_torch(device):
+    since = torch.zeros(48, dtype=torch.long)
+    since[[2, 7, 11]] = 100
+    gradients = []
+    for dtype in (torch.float32, torch.float64):  # float64 is left to torch
+        torch.manual_seed(0)
+        sae = TopKSAE(TopKConfig(d_in=20, d_sae=48, k=5, k_aux=2)).to(device, dtype).train()
+        x = torch.randn(33, 20, generator=torch.Generator().manual_seed(1)).to(device, dtype)
+        state = TrainingState(normaliser=2.0, tokens_since_fired=since.to(device), dead_after_tokens=10)
+        output = sae(x, state=state)
+        output.loss.backward()
+        gradients.append({"loss": output.loss.detach(), **{name: p.grad for name, p in sae.named_parameters()}})
+    for name, expected in gradients[1].items():
+        torch.testing.assert_close(gradients[0][name].double(), expected, atol=1e-5, rtol=1e-5, msg=name)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.int64])
