@@ -15,8 +15,20 @@ class DataError(ValueError):
     """A dataset that is empty, too short, of an unknown layout, or gives activations that are not finite."""
 
 
+class DistributedError(RuntimeError):
+    """A process of the same run has ended or cannot be reached: the others cannot go on without it."""
+
+
 class EngineBusyError(RuntimeError):
     """A steering engine whose queue is full: it may have room in a moment."""
 
 
-__all__ = ["CheckpointError", "ConfigError", "ConversionError", "DataError", "EngineBusyError", "HookPointError"]
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "ConversionError",
+    "DataError",
+    "DistributedError",
+    "EngineBusyError",
+    "HookPointError",
+]

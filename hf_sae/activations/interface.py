@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -87,6 +87,10 @@ class BatchStream(ABC):
     @abstractmethod
     def sample(self, n_tokens: int) -> Rows:
         """The next tokens, at most `n_tokens`, without serving them."""
+
+    def load_states(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """Go on where another number of processes stopped, given the state of each: by default, one is that of all."""
+        self.load_state_dict(states[0])
 
     @abstractmethod
     def info(self) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -208,6 +208,22 @@ class Prefetched(BatchStream):
                 state |= {f"waiting.{number}.{place}": x.to("cpu", copy=True) for place, x in enumerate(tensors)}
             facts = {"served": self._counts, "after": [item.counts for item in self._ready]}
             return state | {"waiting": facts}
+
+    @property
+    def world_size(self) -> int:
+        """Of the inner stream, which a stream of another kind need not have."""
+        return getattr(self.stream, "world_size", 1)
+
+    def load_states(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """As the inner stream; what waited here is lost.
+
+        Raises:
+            What the inner stream raises.
+        """
+        self._stop()
+        self._ready.clear()
+        self._counts = self._state = self._error = None
+        self.stream.load_states([{k: v for k, v in s.items() if not k.startswith("waiting")} for s in states])
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state` was taken, to the bit; a state of the inner stream alone will do.

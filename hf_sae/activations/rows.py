@@ -6,7 +6,7 @@ several times as many tokens as the ring: neighbouring rows of one document reac
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -83,16 +83,30 @@ class RowShuffle:
         own = {"rows": self.rows[:, : self.count].clone(), "pending": self.pending.clone()}
         return state | own | {"draws": self.draws, "ended": self.ended, "started": self._batches is not None}
 
+    def load_states(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """Go on behind what another number of processes has read; the rows that waited in their buffers are lost.
+
+        Raises:
+            DataError: as [`TokenDataset.load_states`].
+        """
+        self.data.load_states([_part(state, "data.") for state in states])
+        self.count, self.pending, self.ended = 0, self.rows[:, :0], False
+        self.draws, self._batches = max(state["draws"] for state in states), None
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state` was taken.
 
         Raises:
             DataError: if the dataset or its settings differ.
         """
-        self.data.load_state_dict({k.removeprefix("data."): v for k, v in state.items() if k.startswith("data.")})
+        self.data.load_state_dict(_part(state, "data."))
         rows = state["rows"]
         self.count = rows.shape[1]
         self.rows[:, : self.count] = rows
         self.pending, self.draws, self.ended = state["pending"].clone(), state["draws"], state["ended"]
         # a finished pass must not be started again
         self._batches = iter(()) if self.ended else iter(self.data) if state["started"] else None
+
+
+def _part(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}

@@ -106,6 +106,11 @@ class ActivationStream(BatchStream):
         return self.reader.widths
 
     @property
+    def world_size(self) -> int:
+        """Into how many shares the documents are divided, of which this stream reads one."""
+        return self.data.source.world_size
+
+    @property
     def dtype(self) -> torch.dtype:
         """Of the activations."""
         return self.reader.dtype
@@ -280,6 +285,24 @@ class ActivationStream(BatchStream):
         self.rows.load_state_dict(parts["rows"])
         self._ended, self._whole = state["ended"], True
         self._counts, self._typical_norm = dict(state["counts"]), dict(state["typical_norm"])
+
+    def load_states(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """Go on where another number of processes stopped, given the state of each.
+
+        The documents that they have read are not read again in this epoch. The tokens that waited in their rings and buffers
+        are lost: a new ring is filled before the next batch.
+
+        Raises:
+            DataError: if the dataset or its settings differ, or it is a stream that gives whole files to each process.
+        """
+        prefix = "rows."
+        self.rows.load_states(
+            [{k.removeprefix(prefix): v for k, v in s.items() if k.startswith(prefix)} for s in states]
+        )
+        size = self.ring_bytes - self.ring_bytes // ROWS_SHARE
+        self.ring = ShuffleRing(self.widths, self.reader.dtype, size, self.ring.seed)
+        self._begin()
+        self._counts["served"] = sum(state["counts"]["served"] for state in states) // len(states)
 
     def info(self) -> dict[str, Any]:
         """Where the activations come from, as JSON values: data, host, places, what was left out."""

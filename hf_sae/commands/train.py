@@ -74,6 +74,7 @@ def train(
     hub_strategy: Annotated[
         str, Option(help="Checkpoints to upload: checkpoint, all_checkpoints or end.")
     ] = "checkpoint",
+    parallelism: Annotated[str, Option(help="How several processes share the work: data, latents or saes.")] = "data",
     bf16: Annotated[bool | None, Option(help="Encoder products in bfloat16. Default: on a GPU that can.")] = None,
     eval_tokens: Annotated[int, Option(help="Tokens to measure the result on; 0 does not.")] = 32_768,
     card_features: Annotated[int, Option(help="Example features in the card, found on that text.")] = 6,
@@ -99,6 +100,7 @@ def run(options: Any) -> None:
     from accelerate import Accelerator
 
     from ..corpus import stdlib_corpus
+    from ..models import AutoSAE
     from ..training import SAETrainer, SAETrainingArguments
     from ..training.recipes import open_stream
 
@@ -127,6 +129,8 @@ def run(options: Any) -> None:
     began = time.monotonic()
     resume = options.resume_from_checkpoint
     trainer.train(resume_from_checkpoint=True if resume in LAST else resume)
+    if not sae.dictionary.whole:  # this process has a part of it
+        sae = AutoSAE.from_pretrained(args.output_dir)
     if process.is_main_process:
         conclude(options, console, sae.eval(), host, tokenizer, {"seconds": round(time.monotonic() - began, 1)})
 

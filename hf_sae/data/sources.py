@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import difflib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +65,19 @@ class Source(ABC):
     def state_dict(self) -> dict[str, Any]:
         """The position, as JSON values."""
         return {"epoch": self.epoch, "taken": self.taken, "position": None}
+
+    def after(self, positions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """The position of this process after what others read of the same records, where those were another number of processes.
+
+        Reading goes on behind the furthest record that any of them has read: no record is read again in this epoch, and
+        the few that a slower process had not come to are left out.
+
+        Args:
+            positions: of all the other processes.
+        """
+        epoch = max(position["epoch"] for position in positions)
+        behind = len(positions) * max(position["taken"] for position in positions if position["epoch"] == epoch)
+        return {"epoch": epoch, "taken": max(0, -(-(behind - self.rank) // self.world_size)), "position": None}
 
     def clone(self) -> Source:
         """The same records, read independently of this source and from the beginning."""
@@ -133,6 +146,20 @@ class StreamSource(Source):
 
     def _first_epoch(self) -> int:
         return int(getattr(self.dataset, "epoch", 0) or 0)
+
+    def after(self, positions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """As in [`Source`], where the stream gives single records in turn.
+
+        Raises:
+            DataError: if it gives whole files to each process: which records those are depends on their number.
+        """
+        files = getattr(self.dataset, "num_shards", 1)
+        if any(count > 1 and files % count == 0 for count in (self.world_size, len(positions))):
+            raise DataError(
+                f"the position was saved by {len(positions)} processes, each of which read whole files of this stream, and cannot "
+                f"be continued by {self.world_size}. Resume with {len(positions)} processes, or train from a cache of activations."
+            )
+        return super().after(positions)
 
     def state_dict(self) -> dict[str, Any]:
         """The position, with the stream's own state where that is exact."""

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -139,19 +139,48 @@ class TokenDataset:
             return self._loaded or _Cursor(self, None).state_dict()
         return self._cursor.state_dict()
 
+    def load_states(self, states: Sequence[dict[str, Any]]) -> None:
+        """Let the next iteration go on behind what another number of processes has read, given the state of each.
+
+        No document is read again in this epoch. Tokens that had been read and not given out are lost.
+
+        Raises:
+            DataError: if the states were taken from another dataset or under other settings, or the dataset is a stream that
+                gives whole files to each process.
+        """
+        for state in states:
+            self._require_settings(state, other={"rank", "world_size"})
+        documents = self.source.after([state["behind"] for state in states])
+        empty = torch.empty(4, 0, dtype=torch.long)
+        # of the epoch some tokens were read: its end is then no sign of an empty dataset
+        read = max(state["read"] for state in states) + 1
+        fresh = {
+            "documents": documents,
+            "behind": documents,
+            "carry": empty,
+            "offset": 0,
+            "pulled": False,
+            "read": read,
+        }
+        fresh["settings"] = self.settings()
+        self._loaded, self._cursor = fresh, None
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Let the next iteration go on where `state` was taken.
 
         Raises:
             DataError: if the state was taken from another dataset or under other settings.
         """
+        self._require_settings(state)
+        self._loaded, self._cursor = dict(state), None
+
+    def _require_settings(self, state: dict[str, Any], other: Collection[str] = ()) -> None:
         for name, here in self.settings().items():
-            if state["settings"].get(name) != here:
+            if name not in other and state["settings"].get(name) != here:
                 raise DataError(
                     f"the state was saved with {name}={state['settings'].get(name)!r}, and this dataset has {here!r}. "
                     "Resume with the dataset and the arguments of the first run, or start afresh."
                 )
-        self._loaded, self._cursor = dict(state), None
 
     def info(self) -> dict[str, Any]:
         """Where the tokens come from and what was left out of them, as JSON values."""
@@ -197,6 +226,7 @@ class _Cursor:
         return {
             "settings": self.dataset.settings(),
             "documents": self.before,
+            "behind": self.source.state_dict(),
             "carry": self.carry.clone(),
             "offset": self.offset,
             "pulled": self.pulled,

@@ -54,6 +54,8 @@ class Values:
 
     def add(self, path: str, side: str, value: Tensor) -> bool:
         """Takes one value (a copy, since some blocks work in place); `True` once the block is done."""
+        whole = getattr(value, "full_tensor", None)
+        value = value if whole is None else whole()  # of a host whose weights are spread over processes
         if value.is_floating_point() and value.dim() >= 2:
             flat = value.detach().reshape(-1, value.shape[-1])
             known = (i for i, node in enumerate(self.nodes) if node.shape == flat.shape and torch.equal(node, flat))

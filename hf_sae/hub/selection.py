@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 # what only training needs: an optimiser's state is twice the weights, and of no use to a reader
-TRAINING_STATE = ("optimizer.safetensors", "stream.safetensors", "trainer_state.json", "checkpoint-*", "runs/*")
+TRAINING_STATE = ("optimizer*.safetensors", "stream*.safetensors", "trainer_state.json", "checkpoint-*", "runs/*")
 # whoever opens a pickle runs what is in it
 PICKLES = ("*.pt", "*.pth", "*.bin", "*.pkl", "*.pickle", "*.ckpt", "*.joblib", "*.dill")
 NEVER = (".*", "*/.*", *PICKLES)

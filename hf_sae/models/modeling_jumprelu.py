@@ -92,11 +92,16 @@ class _Step(torch.autograd.Function):
         return None, -near.reshape(-1, pre.shape[-1]).sum(0) / ctx.bandwidth, None
 
 
+def _in_full_precision(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 class JumpReLUSAE(SAE):
     """An autoencoder whose latents are pre-activations above a learnt threshold."""
 
     config: JumpReLUConfig
     paper: ClassVar[str] = "Rajamanoharan et al. 2024, Jumping ahead, arXiv:2407.14435"
+    per_latent: ClassVar[tuple[str, ...]] = ("encoder.weight", "encoder.bias", "decoder.weight", "threshold")
     _keep_in_fp32_modules_strict: ClassVar[list[str]] = ["threshold"]
 
     def __init__(self, config: JumpReLUConfig) -> None:
@@ -112,7 +117,7 @@ class JumpReLUSAE(SAE):
 
     def activate(self, pre_activations: Tensor, epsilon: float = 1e-3) -> Tensor:
         """Dense latents `u · 1[u > θ]`, compared in float32; `epsilon` is the kernel's width in units of u."""
-        latents = _JumpReLU.apply(pre_activations.float(), self.threshold, epsilon)
+        latents = _JumpReLU.apply(_in_full_precision(pre_activations), self.threshold, epsilon)
         return latents.to(pre_activations.dtype)
 
     def latents_of(self, x: Tensor, norm: Norm | None, state: TrainingState | None = None) -> tuple[Tensor, Tensor]:
@@ -127,13 +132,13 @@ class JumpReLUSAE(SAE):
         """`λ L0 / target_l0`, and the pull on dead latents."""
         state = result.state
         pre = self.pre_activations(result.x) if result.pre_activations is None else result.pre_activations
-        pre = pre.float()
-        l0 = _Step.apply(pre, self.threshold, self._epsilon(state)).sum(-1).mean()
+        pre = _in_full_precision(pre)
+        l0 = self.dictionary.sum(_Step.apply(pre, self.threshold, self._epsilon(state)).sum(-1).mean())
         strength = state.values.get("l0_coefficient", self.config.l0_coefficient)
         losses = {"l0": strength * l0 / (self.config.target_l0 or self.config.d_sae)}
         dead = state.dead()
-        if dead is not None and self.config.dead_coefficient and dead.any():
-            below = torch.relu(self.threshold - pre)[..., dead].sum(-1).mean()
+        if dead is not None and self.config.dead_coefficient and self.dictionary.count(dead):
+            below = self.dictionary.sum(torch.relu(self.threshold - pre)[..., dead].sum(-1).mean())
             losses["dead"] = self.config.dead_coefficient * below / state.values.get("scale", 1.0)
         return losses
 
@@ -151,7 +156,9 @@ class JumpReLUSAE(SAE):
         x, _ = self.normalize(x[:SAMPLE_FOR_THRESHOLDS])
         if self.config.target_l0 is not None:
             firing = min(x.shape[0], max(1, round(x.shape[0] * self.config.target_l0 / self.config.d_sae)))
-            self.threshold.copy_(self.pre_activations(x).float().topk(firing, dim=0).values[-1].clamp_min(0))
+            self.threshold.copy_(
+                _in_full_precision(self.pre_activations(x)).topk(firing, dim=0).values[-1].clamp_min(0)
+            )
 
     @torch.no_grad()
     def after_step(self, state: TrainingState, output: SAEOutput) -> None:
@@ -174,7 +181,8 @@ class JumpReLUSAE(SAE):
         excess = math.log(max(smooth, 1e-3) / target)
         excess = max(-MAX_EXCESS, min(MAX_EXCESS, excess))
         if self.threshold.requires_grad:  # frozen ones (under an adapter) leave the control to λ
-            typical = self.threshold.mean().clamp_min(0.01 * values.get("scale", 1.0))
+            typical = self.dictionary.sum(self.threshold.sum()) / self.config.d_sae
+            typical = typical.clamp_min(0.01 * values.get("scale", 1.0))
             self.threshold.add_(typical * (SHIFT_GAIN * excess)).clamp_(min=0)
         values["integral"] = max(-12.0, min(12.0, values.get("integral", 0.0) + INTEGRAL_GAIN * excess))
         values["l0_coefficient"] = self.config.l0_coefficient * math.exp(values["integral"])

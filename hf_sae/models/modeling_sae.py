@@ -19,6 +19,7 @@ from transformers import initialization as init
 
 from .adapters import merged
 from .configuration_sae import SAEConfig
+from .dictionary import WholeDictionary
 from .outputs import Pass, SAEOutput, TrainingState, total_variance
 from .saving import Saving
 from .sparse_code import SparseCode
@@ -36,20 +37,21 @@ class Decoder(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(d_sae, d_out))
         self.bias = nn.Parameter(torch.empty(d_out))
+        self.dictionary = WholeDictionary()
 
     def forward(self, latents: Tensor | SparseCode | None = None) -> Tensor:
         """`[..., d_out]`; the bias alone where no latents are given (so that offloading hooks see that read too)."""
         if latents is None:
             return self.bias
         if not isinstance(latents, SparseCode):
-            return latents.to(self.weight.dtype) @ self.weight + self.bias
+            return self.dictionary.sum(latents.to(self.weight.dtype) @ self.weight) + self.bias
         if latents.offsets is None:
             k = latents.values.shape[-1]
             values, indices = latents.values.reshape(-1, k), latents.indices.reshape(-1, k)
             out = sparse_decode(values, indices, self.weight, latents.transposed)
         else:
             out = decode_rows(latents.values, latents.indices, latents.offsets, self.weight)
-        return out.view(*latents.shape, -1) + self.bias
+        return self.dictionary.sum(out).view(*latents.shape, -1) + self.bias
 
 
 class SAE(Saving, PreTrainedModel):
@@ -64,6 +66,9 @@ class SAE(Saving, PreTrainedModel):
     # Adam's steps have one size for all entries. Decoder entries are about 1/sqrt(d_out), encoder entries several times
     # smaller (see `TopKSAE.initialize_from`): equal relative steps need unequal rates. The factor was measured.
     learning_rate_factors: ClassVar[dict[str, float]] = {"decoder.weight": 3.0}
+    # Parameters with a row per latent. An architecture that names its own may be trained with its latents shared out
+    # among processes: all that it computes over latents then has to go through `self.dictionary`.
+    per_latent: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: SAEConfig) -> None:
         super().__init__(config)
@@ -122,7 +127,7 @@ class SAE(Saving, PreTrainedModel):
 
     def pre_activations(self, x: Tensor) -> Tensor:
         """`[..., d_sae]`: the encoder's output for a normalised input, before the nonlinearity."""
-        return self.encoder(x - self.decoder() if self.config.subtracts_bias else x)
+        return self.encoder(x - self.dictionary.copy(self.decoder()) if self.config.subtracts_bias else x)
 
     def activate(self, pre_activations: Tensor) -> Tensor:
         """Dense latents from pre-activations `[..., d_sae]`; the architecture's nonlinearity."""
@@ -231,6 +236,7 @@ class SAE(Saving, PreTrainedModel):
             (self.decoder.weight, self.decoder.bias),
             target.reshape(-1, d_out),
             latents.transposed,
+            self.dictionary,
         )
         squares, error = squares.view(target.shape[:-1]), error.view(target.shape)
         return (squares, error) if unit == 1 else (squares * unit**2, error * unit)
@@ -272,6 +278,11 @@ class SAE(Saving, PreTrainedModel):
     @torch.no_grad()
     def after_step(self, state: TrainingState, output: SAEOutput) -> None:
         """Called after an optimiser step: thresholds, controllers. Decoder rows are of unit norm again by then."""
+
+    @property
+    def dictionary(self) -> WholeDictionary:
+        """The part of the dictionary that is here: all of it, except while training shares it out."""
+        return self.decoder.dictionary
 
     @property
     def dtype(self) -> torch.dtype:

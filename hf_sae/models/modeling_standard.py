@@ -47,6 +47,7 @@ class StandardSAE(SAE):
     paper: ClassVar[str] = (
         "Cunningham et al. 2023, Sparse autoencoders find highly interpretable features, arXiv:2309.08600"
     )
+    per_latent: ClassVar[tuple[str, ...]] = ("encoder.weight", "encoder.bias", "decoder.weight")
 
     def __init__(self, config: StandardConfig) -> None:
         super().__init__(config)
@@ -62,4 +63,4 @@ class StandardSAE(SAE):
         l1 = self.to_output_units(latents * norms, std).sum(-1).mean() / math.sqrt(state.normaliser)
         warm_up = self.config.l1_warmup_share * state.total_steps
         strength = self.config.l1_coefficient * (min(1.0, (state.step + 1) / warm_up) if warm_up >= 1 else 1.0)
-        return {"l1": strength * l1}
+        return {"l1": strength * self.dictionary.sum(l1)}

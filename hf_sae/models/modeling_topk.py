@@ -65,6 +65,7 @@ class TopKSAE(SAE):
 
     config: TopKConfig
     paper: ClassVar[str] = "Gao et al. 2024, Scaling and evaluating sparse autoencoders, arXiv:2406.04093"
+    per_latent: ClassVar[tuple[str, ...]] = ("encoder.weight", "encoder.bias", "decoder.weight")
 
     def __init__(self, config: TopKConfig) -> None:
         super().__init__(config)
@@ -85,17 +86,23 @@ class TopKSAE(SAE):
         return self._select(pre, k, norm), pre
 
     def _select(self, pre: Tensor, k: int, norm: Norm | None) -> SparseCode:
-        indices = top_k(pre, k)
-        return SparseCode(torch.relu(pre.gather(-1, indices)), indices, None, self.config.d_sae, norm)
+        indices = top_k(pre, min(k, pre.shape[-1]))
+        values, indices = self.dictionary.choose(pre.gather(-1, indices), indices, k)
+        return SparseCode(torch.relu(values), indices, None, pre.shape[-1], norm)
 
     def _select_sparsely(self, x: Tensor, k: int, norm: Norm | None) -> SparseCode:
         rows = x.reshape(-1, x.shape[-1])
-        shift = self.decoder() if self.config.subtracts_bias else None
+        shift = self.dictionary.copy(self.decoder()) if self.config.subtracts_bias else None
         encoder = (self.encoder.weight, self.encoder.bias)
-        values, indices, transposed = select_pre_activations(rows, encoder, shift, k)
-        shape, d_sae = (*x.shape[:-1], k), self.config.d_sae
+        values, indices, transposed = select_pre_activations(rows, encoder, shift, k, self.dictionary)
+        shape = (*x.shape[:-1], indices.shape[-1])
         return SparseCode(
-            torch.relu(values).view(shape), indices.view(shape), None, d_sae, norm, transposed=transposed
+            torch.relu(values).view(shape),
+            indices.view(shape),
+            None,
+            self.encoder.weight.shape[0],
+            norm,
+            transposed=transposed,
         )
 
     def _encoder_is_plain(self) -> bool:
@@ -107,11 +114,14 @@ class TopKSAE(SAE):
     def penalties(self, result: Pass) -> dict[str, Tensor]:
         """AuxK (eq. in section A.2 of the paper, with the loss's one normaliser): zero without dead latents."""
         dead = result.state.dead()
-        if dead is None or not self.config.aux_coefficient or not dead.any():
+        if dead is None or not self.config.aux_coefficient:
+            return {}
+        n_dead = self.dictionary.count(dead)
+        if not n_dead:
             return {}
         index = dead.nonzero().squeeze(1)
         wanted = self.config.k_aux or max(self.decoder.weight.shape[1] // 2, 1)
-        k_aux = min(wanted, index.numel())
+        k_aux = min(wanted, n_dead)
         x = result.x.reshape(-1, result.x.shape[-1])
         if self.config.subtracts_bias:
             x = x - self.decoder().detach()
@@ -119,11 +129,13 @@ class TopKSAE(SAE):
             pre = F.linear(x.detach(), select_rows(self.encoder.weight, index), self.encoder.bias[index])
         else:  # rows of `weight` would be the base's, and the adapter of a dead latent would get no gradient
             pre = self.encoder(x.detach())[..., index]
-        values, chosen = pre.topk(k_aux, dim=-1, sorted=False)
+        values, chosen = pre.topk(min(k_aux, pre.shape[-1]), dim=-1, sorted=False)
+        values, chosen = self.dictionary.choose(values, chosen, k_aux)
         latents = torch.zeros_like(pre).scatter(-1, chosen, torch.relu(values))
         left_over = result.error.detach().reshape(-1, result.error.shape[-1])
         norm = None if result.norm is None else (result.norm[0].reshape(-1, 1), result.norm[1].reshape(-1, 1))
-        error = left_over - self.to_output_units(latents @ select_rows(self.decoder.weight, index), norm)
+        partial = latents @ select_rows(self.decoder.weight, index)
+        error = left_over - self.to_output_units(self.dictionary.sum(partial), norm)
         # few dead latents must not each be pulled as hard as many would be
         scale = self.config.aux_coefficient * (k_aux / wanted) / result.state.normaliser
         return {"auxk": scale * error.square().sum(-1).mean()}

@@ -20,6 +20,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from . import triton_top_k
+from .dictionary import WholeDictionary
 from .kernels import bag_sum, kernels_for
 from .row_gradients import RowGradient, SomeRows, Transposed, give, sink_of
 
@@ -99,6 +100,7 @@ def squared_error(
     decoder: tuple[Tensor, Tensor],
     target: Tensor,
     transposed: Transposed | None = None,
+    dictionary: WholeDictionary | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`Σ_d (target - bias - decode(values, indices, weight))²` for each token, `[tokens]`, and the error `[tokens, d_out]`.
 
@@ -107,11 +109,11 @@ def squared_error(
 
     Args:
         decoder (`tuple`): weight `[d_sae, d_out]` and bias `[d_out]`.
+        dictionary ([`WholeDictionary`], *optional*): where other parts of the sum come from.
     """
     weight, bias = decoder
-    return _SquaredError.apply(
-        values, indices, weight, bias, target, transposed or Transposed(indices, weight.shape[0])
-    )
+    transposed = transposed or Transposed(indices, weight.shape[0])
+    return _SquaredError.apply(values, indices, weight, bias, target, transposed, dictionary or WholeDictionary())
 
 
 def select_rows(weight: Tensor, index: Tensor) -> Tensor:
@@ -146,13 +148,13 @@ class _Decode(torch.autograd.Function):
 
 class _SquaredError(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, values, indices, weight, bias, target, transposed):
+    def forward(ctx, values, indices, weight, bias, target, transposed, dictionary):
         ctx.products = None
         centred = target - bias
-        if (kernels := kernels_for(weight)) and any(ctx.needs_input_grad):
+        if dictionary.whole and (kernels := kernels_for(weight)) and any(ctx.needs_input_grad):
             error, ctx.products = kernels.error_and_dots(values, indices, weight, centred)
         else:
-            error = centred.sub_(_decode(values, indices, weight))
+            error = centred.sub_(dictionary.sum(_decode(values, indices, weight)))
         ctx.save_for_backward(values, indices, weight, error)
         ctx.transposed, ctx.sink = transposed, sink_of(weight)
         ctx.mark_non_differentiable(error)
@@ -163,7 +165,7 @@ class _SquaredError(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad, _):
         values, indices, weight, error = ctx.saved_tensors
-        needs_values, _, needs_weight, needs_bias, needs_target, _ = ctx.needs_input_grad
+        needs_values, _, needs_weight, needs_bias, needs_target, *_ = ctx.needs_input_grad
         scale = -2 * grad  # the factor goes to the values: [tokens, k] is smaller than [tokens, d_out]
         grad_values = grad_weight = None
         if needs_values:
@@ -173,7 +175,7 @@ class _SquaredError(torch.autograd.Function):
             grad_weight = give(ctx.sink, RowGradient(ctx.transposed, values * scale.unsqueeze(1), error), weight)
         grad_bias = scale @ error if needs_bias else None
         grad_target = error * -scale.unsqueeze(1) if needs_target else None
-        return grad_values, None, grad_weight, grad_bias, grad_target, None
+        return grad_values, None, grad_weight, grad_bias, grad_target, None, None
 
 
 class _SelectRows(torch.autograd.Function):
@@ -191,7 +193,7 @@ class _SelectRows(torch.autograd.Function):
 
 
 def select_pre_activations(
-    x: Tensor, encoder: tuple[Tensor, Tensor], shift: Tensor | None, k: int
+    x: Tensor, encoder: tuple[Tensor, Tensor], shift: Tensor | None, k: int, dictionary: WholeDictionary | None = None
 ) -> tuple[Tensor, Tensor, Transposed]:
     """The `k` largest of `(x - shift) @ weight.T + bias` for each token, with gradients that touch the selected rows only.
 
@@ -202,14 +204,16 @@ def select_pre_activations(
         encoder (`tuple`): weight `[d_sae, d_in]` and bias `[d_sae]`.
         shift (`Tensor`, *optional*): `[d_in]`.
         k (`int`): how many.
+        dictionary ([`WholeDictionary`], *optional*): of which the encoder has a part, where it has not all.
 
     Returns:
-        Values and indices `[tokens, k]`, and the transpose of the indices.
+        Values and indices `[tokens, k]` (see [`WholeDictionary.choose`]), and the transpose of the indices.
     """
     weight, bias = encoder
     with torch.no_grad():
         centred = x if shift is None else x - shift
-        values, indices = encode_top_k(centred, weight, bias, k)
+        values, indices = encode_top_k(centred, weight, bias, min(k, weight.shape[0]))
+        values, indices = (dictionary or WholeDictionary()).choose(values, indices, k)
     transposed = Transposed(indices, weight.shape[0])
     return _Selected.apply(x, weight, bias, shift, centred, values, transposed), indices, transposed
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ..errors import ConfigError
+from .parallel import SCHEMES
 
 
 @dataclass(kw_only=True)
@@ -24,6 +25,8 @@ class SAETrainingArguments:
         adam_beta1, adam_beta2, adam_epsilon (`float`): of Adam. The epsilon is the one of Gao et al. 2024.
         warmup_share, decay_share (`float`): shares of the steps over which the rate rises from 0 and falls to 0.
         gradient_accumulation_steps (`int`): parts that a batch is computed in; the gradient is the same.
+        parallelism (`str`): how several processes share the work; of one it means nothing. `"data"`: each computes on a
+            share of the batch. `"latents"`: each owns a range of latents. `"saes"`: each owns some of many SAEs.
         max_grad_norm (`float`, *optional*): clip the global norm, which takes a second visit to every gradient; `None` does
             not: losses are shares of the variance, whose gradients are far below 1, and Adam bounds its steps.
         bf16 (`bool`, *optional*): compute encoder products in bfloat16 (weights and optimiser stay float32); `None` does so
@@ -56,6 +59,7 @@ class SAETrainingArguments:
     warmup_share: float = 0.02
     decay_share: float = 0.3
     gradient_accumulation_steps: int = 1
+    parallelism: str = "data"
     max_grad_norm: float | None = None
     bf16: bool | None = None
     seed: int = 0
@@ -82,6 +86,7 @@ class SAETrainingArguments:
             self._require(name, 0 <= getattr(self, name) <= 1, "between 0 and 1")
         for name in ("adam_beta1", "adam_beta2"):
             self._require(name, 0 <= getattr(self, name) < 1, "at least 0 and below 1")
+        self._require("parallelism", self.parallelism in SCHEMES, f"one of {', '.join(SCHEMES)}")
         strategies = ("checkpoint", "all_checkpoints", "end")
         self._require("hub_strategy", self.hub_strategy in strategies, f"one of {', '.join(strategies)}")
         self._require("hub_model_id", not self.push_to_hub or bool(self.hub_model_id), "given where push_to_hub=True")

@@ -1,8 +1,10 @@
 """Training checkpoints that resume bit for bit.
 
 A folder `checkpoint-<step>/` holds the model as any loader reads it and, beside it, what training alone needs:
-`trainer_state.json` (numbers, the stream's position), `optimizer.safetensors` and `stream.safetensors` (ring, RNG). It is
-written under another name and renamed when whole, so that a killed run never leaves half a checkpoint.
+`trainer_state.json` (numbers, the stream's position), `optimizer.safetensors` and `stream.safetensors` (ring, RNG). Of
+several processes each writes a stream file of its own, and where latents are shared out an optimiser file with its rows:
+`optimizer-00001-of-00002.safetensors`. The folder is written under another name, and renamed by the main process when all
+have written, so that a killed run never leaves half a checkpoint.
 """
 
 from __future__ import annotations
@@ -18,14 +20,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..errors import CheckpointError
+from .parallel import Processes
 
 
 STATE, OPTIMIZER, STREAM = "trainer_state.json", "optimizer.safetensors", "stream.safetensors"
+FIRED = "tokens_since_fired"
 _PATTERN = re.compile(r"checkpoint-(\d+)")
 
 
@@ -58,29 +62,72 @@ def to_resume(output_dir: str | Path, wanted: bool | str | Path) -> Path:
 
 
 @contextmanager
-def new_folder(output_dir: str | Path, step: int) -> Generator[Path]:
-    """Yields a folder that becomes `checkpoint-<step>` when the block ends, and disappears if it fails.
+def new_folder(output_dir: str | Path, step: int, processes: Processes) -> Generator[tuple[Path, dict[str, Any]]]:
+    """A folder that becomes `checkpoint-<step>` when the block has ended in every process, and disappears if one fails.
+
+    Yields:
+        The folder, and an empty dict for what this process has to say; [`STATE`] is made of what all have said.
 
     Raises:
-        CheckpointError: if it cannot be written, such as on a full disk.
+        CheckpointError: in every process, if one cannot write, such as on a full disk.
     """
     output_dir = Path(output_dir)
     target = output_dir / f"checkpoint-{step}"
-    temporary = None
+    temporary, said, failure = None, {}, None
     try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".checkpoint-{step}-", dir=output_dir))
-        yield temporary
-        if target.exists():
-            shutil.rmtree(target)
-        os.replace(temporary, target)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"could not write {str(target)!r}: {error}. Older checkpoints are untouched; free space and resume from them."
-        ) from error
+        if processes.is_main:
+            output_dir.mkdir(parents=True, exist_ok=True)
+            temporary = Path(tempfile.mkdtemp(prefix=f".checkpoint-{step}-", dir=output_dir))
+    except OSError as error:
+        failure = error
+    name = processes.objects(None if temporary is None else temporary.name)[0]
+    try:
+        if name is not None:
+            try:
+                yield output_dir / name, said
+            except (OSError, SafetensorError, CheckpointError) as error:
+                failure = error
+        _all_or_nothing(target, temporary, said, failure, processes)
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _all_or_nothing(
+    target: Path, temporary: Path | None, said: dict[str, Any], failure: Exception | None, processes: Processes
+) -> None:
+    everybody = processes.objects((None if failure is None else str(failure), said))
+    wrong = next((f"process {r}: {e}" if processes.size > 1 else e for r, (e, _) in enumerate(everybody) if e), None)
+    if wrong is None and temporary is not None:
+        try:
+            text = json.dumps(_together([said for _, said in everybody]), indent=1)
+            (temporary / STATE).write_text(text, encoding="utf-8")
+            if target.exists():
+                shutil.rmtree(target)
+            os.replace(temporary, target)
+        except OSError as error:
+            failure, wrong = error, str(error)
+    wrong = processes.objects(wrong)[0]
+    if wrong is not None:
+        raise CheckpointError(
+            f"could not write {str(target)!r}: {wrong}. Older checkpoints are untouched; free space and resume from them."
+            + (
+                " All processes write to one folder: on several machines it has to be shared."
+                if processes.size > 1
+                else ""
+            )
+        ) from failure
+
+
+def _together(said: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the main process said, with the SAEs and streams of all."""
+    saes = {name: values for part in reversed(said) for name, values in part["saes"].items()}
+    return {**said[0], "saes": saes, "streams": [part["stream"] for part in said]}
+
+
+def shard_name(name: str, number: int, count: int) -> str:
+    """`stream.safetensors`, or `stream-00001-of-00002.safetensors` for the first (0) of two."""
+    return name if count == 1 else name.replace(".", f"-{number + 1:05d}-of-{count:05d}.")
 
 
 def drop_old(output_dir: str | Path, keep: int | None) -> None:
@@ -91,10 +138,53 @@ def drop_old(output_dir: str | Path, keep: int | None) -> None:
         shutil.rmtree(old)
 
 
-def write(path: Path, state: dict[str, Any]) -> dict[str, Any]:
-    """Writes the tensors of a flat state to `path` and returns the rest, which is JSON."""
-    save_file({k: v.detach().cpu().contiguous() for k, v in state.items() if isinstance(v, Tensor)}, path)
+def write(path: Path, state: dict[str, Any], latents: tuple[int, int] | None = None) -> dict[str, Any]:
+    """Writes the tensors of a flat state to `path` and returns the rest, which is JSON.
+
+    Args:
+        path (`Path`): a safetensors file.
+        state (`dict`): by name.
+        latents (`tuple`, *optional*): the range whose rows these are.
+    """
+    tensors = {k: v.detach().cpu().contiguous() for k, v in state.items() if isinstance(v, Tensor)}
+    save_file(tensors, path, None if latents is None else {"latents": f"{latents[0]}-{latents[1]}"})
     return {k: v for k, v in state.items() if not isinstance(v, Tensor)}
+
+
+def read_rows(folder: Path, per_latent: tuple[str, ...], start: int, stop: int) -> dict[str, Tensor]:
+    """The optimiser state and the counters of the latents `start` to `stop`, whoever wrote them.
+
+    Args:
+        folder (`Path`): of one SAE.
+        per_latent (`tuple`): parameters with a row per latent.
+        start (`int`), stop (`int`): the range.
+
+    Raises:
+        CheckpointError: if a file is missing or damaged, or rows are missing.
+    """
+    parts: dict[str, list[Tensor]] = {}
+    names = sorted(folder.glob(OPTIMIZER.replace(".", "*.")))
+    try:
+        for path in names:
+            with safe_open(path, "pt") as file:
+                found = (file.metadata() or {}).get("latents", f"0-{stop}")
+                first, last = (int(n) for n in found.split("-"))
+                for key in file.keys():  # noqa: SIM118  # a file is not a dict
+                    part = file.get_slice(key)
+                    rows = key == FIRED or (key.rpartition("/")[0] in per_latent and part.get_shape())
+                    if rows and max(first, start) < min(last, stop):
+                        parts.setdefault(key, []).append(part[max(first, start) - first : min(last, stop) - first])
+                    elif not rows and key not in parts:
+                        parts[key] = [file.get_tensor(key)]
+    except (OSError, SafetensorError, ValueError) as error:
+        raise CheckpointError(f"{str(path)!r} cannot be read: {error}. Resume from an older checkpoint.") from error
+    counted = sum(len(part) for part in parts.get(FIRED, ()))
+    if counted != stop - start:
+        raise CheckpointError(
+            f"{str(folder)!r} holds the optimiser state of {counted} of the latents {start} to {stop}: a file {OPTIMIZER!r} or "
+            "one of its shards is missing. Resume from an older checkpoint."
+        )
+    return {key: torch.cat(part) if len(part) > 1 else part[0] for key, part in parts.items()}
 
 
 def read(path: Path, rest: dict[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ class Health:
 
 
 def _symptoms(trainee: Trainee, progress: float) -> dict[str, str]:
-    dead, l0 = trainee.dead_share(), trainee.state.l0
+    dead, l0 = trainee.dead_share, trainee.state.l0
     symptoms = {}
     if l0 == 0:
         symptoms["silent"] = "no latent fires at all. Lower the sparsity penalty or the learning rate."

@@ -56,26 +56,22 @@ class RowAdam(torch.optim.Adam):
 
     @torch.no_grad()
     def materialize(self) -> None:
-        """Writes every factored gradient into `grad`, projected: what a reduction over processes adds up."""
+        """Writes every factored gradient into `grad`: what a reduction over processes adds up. It is projected by the update."""
         for _, parameter in self._parameters():
-            if getattr(parameter, "row_gradients", None) or (
-                id(parameter) in self._unit and parameter.grad is not None
-            ):
-                full = torch.empty_like(parameter)
-                for rows, grad in self._blocks(parameter):
-                    full[rows] = grad
+            if factors := getattr(parameter, "row_gradients", None):
+                full = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                for factor in factors:
+                    factor.add_to(full, slice(0, len(full)))
                 parameter.grad = full
-                getattr(parameter, "row_gradients", []).clear()
+                factors.clear()
 
     @torch.no_grad()
-    def norm(self) -> Tensor:
-        """Euclidean norm of the whole gradient; of factored ones without writing them out."""
-        parts = [
-            torch.linalg.vector_norm(grad)
-            for _, parameter in self._parameters()
-            for _, grad in self._blocks(parameter)
-        ]
-        return torch.linalg.vector_norm(torch.stack(parts)) if parts else torch.zeros(())
+    def norm(self, parameters: Iterable[nn.Parameter] | None = None) -> Tensor:
+        """Euclidean norm of the whole gradient, or of that of some parameters; of factored ones without writing them out."""
+        chosen = [p for _, p in self._parameters()] if parameters is None else list(parameters)
+        parts = [torch.linalg.vector_norm(grad) for parameter in chosen for _, grad in self._blocks(parameter)]
+        device = self.param_groups[0]["params"][0].device
+        return torch.linalg.vector_norm(torch.stack(parts)) if parts else torch.zeros((), device=device)
 
     def step(self, closure: Any = None) -> None:  # ty: ignore[incompatible-method-override]
         """One update by the gradient; a closure is not called."""

@@ -75,7 +75,7 @@ def train_sae(
     torch.manual_seed(args.seed)
     sae = AutoSAE.from_config(config)
     SAETrainer(sae, args, stream).train()
-    return sae.eval()
+    return sae.eval() if sae.dictionary.whole else AutoSAE.from_pretrained(args.output_dir)
 
 
 def open_stream(

@@ -38,11 +38,11 @@ class StopSignals:
             "%s received: finishing this step, then saving. Again to stop at once.", signal.Signals(number).name
         )
 
-    def stop_if_received(self, saved: str) -> None:
-        """Raises `KeyboardInterrupt` (Ctrl-C) or `SystemExit(143)` (SIGTERM) if a signal came."""
-        if self.received is None:
+    def stop(self, number: int, saved: str) -> None:
+        """Raises `KeyboardInterrupt` (Ctrl-C) or `SystemExit(143)` (SIGTERM) for the signal of that number; nothing for 0."""
+        if not number:
             return
-        logger.warning("stopped by %s: %s", signal.Signals(self.received).name, saved)
-        if self.received == signal.SIGTERM:
+        logger.warning("stopped by %s: %s", signal.Signals(number).name, saved)
+        if number == signal.SIGTERM:
             raise SystemExit(128 + signal.SIGTERM)
         raise KeyboardInterrupt(saved)

@@ -2,40 +2,38 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from dataclasses import dataclass
 
 import torch
-from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import ConfigError, DataError, HookPointError
 from ..models import SAE, SparseCode, TrainingState
 from .arguments import SAETrainingArguments
 from .optimizer import RowAdam
-
-
-Batch = Tensor | tuple[Tensor, Tensor] | dict[str, Tensor]
+from .parallel import Batch, DataParallel
 
 
 @dataclass
 class Trainee:
-    """An SAE with what training needs beside it; `wrapped` is the SAE or its DistributedDataParallel wrapper."""
+    """An SAE with what training needs beside it; under a scheme that shares latents out, the part of it that is here."""
 
     name: str
     sae: SAE
-    wrapped: nn.Module
     optimizer: RowAdam
     state: TrainingState
+    scheme: DataParallel
     fvu: float = math.nan
     loss: float = math.nan
+    dead_share: float = 0.0  # of the latents, that have not fired for `dead_after_tokens`
 
     @classmethod
-    def prepare(cls, name: str, sae: SAE, args: SAETrainingArguments, accelerator: Accelerator) -> Trainee:
-        """Moves the SAE to the process's device, wraps it where several processes train, makes its optimiser."""
-        sae.train().to(accelerator.device)
-        fused = accelerator.device.type in ("cpu", "cuda", "xpu")
+    def prepare(cls, name: str, sae: SAE, args: SAETrainingArguments, scheme: DataParallel) -> Trainee:
+        """Lets the scheme put the SAE, or its part, where this process computes, and makes its optimiser."""
+        scheme.place(name, sae.train())
+        device = scheme.processes.device
+        fused = device.type in ("cpu", "cuda", "xpu")
         named = [(key, p) for key, p in sae.named_parameters() if p.requires_grad]
         if not named:
             raise ConfigError(
@@ -50,9 +48,9 @@ class Trainee:
             groups, unit_rows=unit, factored=sparse, lr=1.0, betas=betas, eps=args.adam_epsilon, fused=fused
         )
         state = TrainingState(total_steps=args.total_steps, dead_after_tokens=args.dead_window)
-        state.tokens_since_fired = torch.zeros(sae.config.d_sae, dtype=torch.long, device=accelerator.device)
-        wrapped = accelerator.prepare_model(sae)
-        return cls(name, sae, wrapped, optimizer, state)
+        first, last = scheme.latents(sae)
+        state.tokens_since_fired = torch.zeros(last - first, dtype=torch.long, device=device)
+        return cls(name, sae, optimizer, state, scheme)
 
     @property
     def points(self) -> tuple[str, str]:
@@ -63,10 +61,6 @@ class Trainee:
     def parameter_names(self) -> list[str]:
         """Names in the optimiser's order."""
         return [name for name, p in self.sae.named_parameters() if p.requires_grad]
-
-    def dead_share(self) -> float:
-        """Share of the latents that have not fired for `dead_after_tokens`."""
-        return float((self.state.tokens_since_fired > self.state.dead_after_tokens).float().mean())
 
     def select(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Input and target, `[tokens, d_in]` and `[tokens, d_out]`, from a batch.
@@ -94,8 +88,13 @@ class Trainee:
                 )
         return x, target
 
-    def step(self, x: Tensor, target: Tensor, args: SAETrainingArguments, accelerator: Accelerator) -> None:
-        """One optimiser step on `[tokens, d]`, computed in `gradient_accumulation_steps` parts.
+    def step(self, x: Tensor, target: Tensor, total: int, args: SAETrainingArguments) -> None:
+        """One optimiser step, computed in `gradient_accumulation_steps` parts.
+
+        Args:
+            x (`Tensor`), target (`Tensor`): `[tokens, d_in]` and `[tokens, d_out]`, what this process computes on.
+            total (`int`): tokens of the whole batch.
+            args ([`SAETrainingArguments`]): of the run.
 
         Raises:
             DataError: if the loss is not finite; the weights are then as they were.
@@ -104,34 +103,34 @@ class Trainee:
             group["lr"] = args.learning_rate_at(self.state.step, self.sae.config.d_sae) * group["factor"]
         self.sae.before_step(self.state)
         fired = torch.zeros_like(self.state.tokens_since_fired)
-        loss = fvu = torch.zeros((), device=x.device)
+        losses = torch.zeros(2, device=x.device)
         size = math.ceil(x.shape[0] / args.gradient_accumulation_steps)
         for start in range(0, x.shape[0], size):
             part = slice(start, start + size)
-            share = x[part].shape[0] / x.shape[0]
-            waits = start + size < x.shape[0]
-            with accelerator.no_sync(self.wrapped) if waits else contextlib.nullcontext():
-                with torch.autocast(x.device.type, torch.bfloat16, enabled=args.computes_in_bf16(x.device)):
-                    output = self.wrapped(x[part], target=target[part], state=self.state)
-                (output.loss * share).backward()
+            share = x[part].shape[0] / total
+            with torch.autocast(x.device.type, torch.bfloat16, enabled=args.computes_in_bf16(x.device)):
+                output = self.sae(x[part], target=target[part], state=self.state)
+            (output.loss * share).backward()
             fired += _firing_counts(output.latents)
-            loss = loss + output.loss.detach() * share
-            fvu = fvu + output.losses["reconstruction"].detach() * share
-        self.loss, self.fvu = float(loss), float(fvu)
+            losses = losses + torch.stack([output.loss, output.losses["reconstruction"]]).detach() * share
+        fired, losses = self.scheme.sum_losses(fired, losses)
+        self.loss, self.fvu = losses.tolist()
         self._require_finite(x, target)
+        self.scheme.sum_gradients(self.optimizer)
         clip = None
         if args.max_grad_norm is not None:
-            clip = (args.max_grad_norm / (self.optimizer.norm() + 1e-6)).clamp_max(1.0)
+            named = {name: p for name, p in self.sae.named_parameters() if p.requires_grad}
+            clip = (args.max_grad_norm / (self.scheme.gradient_norm(self.optimizer, named) + 1e-6)).clamp_max(1.0)
         self.optimizer.update(clip)
         self.optimizer.zero_grad()
-        self._count(fired, x.shape[0], accelerator)
+        self._count(fired, total)
         self.sae.after_step(self.state, output)
 
     def _require_finite(self, x: Tensor, target: Tensor) -> None:
         if math.isfinite(self.loss):
             return
         self.optimizer.zero_grad(set_to_none=True)
-        sound = bool(torch.isfinite(x).all() and torch.isfinite(target).all())
+        sound = self.scheme.everywhere(bool(torch.isfinite(x).all() and torch.isfinite(target).all()))
         cause = (
             "Lower learning_rate."
             if sound
@@ -139,16 +138,23 @@ class Trainee:
         )
         raise DataError(f"{self.name}: the loss is {self.loss} at step {self.state.step}. {cause}")
 
-    def _count(self, fired: Tensor, n_tokens: int, accelerator: Accelerator) -> None:
-        # one collective: how often each latent fired, and on how many tokens, over all processes
-        summed = accelerator.reduce(torch.cat([fired, fired.new_tensor([n_tokens])]), reduction="sum")
-        fired, total = summed[:-1], int(summed[-1])
+    def _count(self, fired: Tensor, total: int) -> None:
         state = self.state
         state.tokens_since_fired += total
         state.tokens_since_fired[fired > 0] = 0
-        state.l0 = float(fired.sum()) / total
+        n_fired, n_dead = self.scheme.sum_over_latents(fired.sum(), self._dead().sum())
+        state.l0, self.dead_share = n_fired / total, n_dead / self.sae.config.d_sae
         state.tokens += total
         state.step += 1
+
+    def _dead(self) -> Tensor:
+        return self.state.tokens_since_fired > self.state.dead_after_tokens
+
+    def restore(self, state: TrainingState) -> None:
+        """Takes over the counters and numbers of a checkpoint; all processes of the scheme together."""
+        self.state = state
+        (n_dead,) = self.scheme.sum_over_latents(self._dead().sum())
+        self.dead_share = n_dead / self.sae.config.d_sae
 
 
 def _firing_counts(latents: Tensor | SparseCode) -> Tensor:

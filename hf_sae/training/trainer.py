@@ -1,16 +1,17 @@
 """`SAETrainer`: one Accelerate loop for one SAE or many, on one pass over the host.
 
 * A batch is a dict of activations by hook point; each SAE takes its `hook_in` and `hook_out` from it.
-* The loss is computed in `sae.forward`, so that DDP synchronises its gradients.
+* How several processes share the work is a scheme of `parallel`; the loop is the same for all.
 * A checkpoint holds weights, optimiser, counters and the stream's position: a resumed run ends with the same bits.
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
 import logging
+import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +20,18 @@ from accelerate import Accelerator
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..activations import BatchStream
-from ..errors import CheckpointError, ConfigError, DataError
+from ..errors import ConfigError, DataError
 from ..hosts.towers import unwrap
-from ..models import SAE, TrainingState
-from ..models.adapters import has_adapter, load_adapter_tensors
-from . import checkpoint, remote
+from ..models import SAE
+from ..models.adapters import has_adapter
+from . import checkpoint, remote, saving
 from .arguments import SAETrainingArguments
+from .feed import Feed, Share, Stream
 from .health import Health
+from .parallel import Batch, Processes, scheme_for
 from .records import describe_run, history_of, write_log
 from .signals import StopSignals
-from .trainee import Batch, Trainee
+from .trainee import Trainee
 
 
 logger = logging.getLogger(__name__)
@@ -43,10 +45,12 @@ class SAETrainer:
         model (`SAE`, `PeftModel` or `dict`): one, or many by name (layers, sites, seeds, sizes) in a single pass. Of
             an SAE with a PEFT adapter the adapter alone is trained and saved.
         args ([`SAETrainingArguments`]): the run.
-        stream ([`BatchStream`] or an iterable of batches, *optional*): an `ActivationStream`, a `CachedStream`, …, or
-            tensors `[tokens, d_in]`, pairs `(x, target)` or dicts by hook point, of whatever size they come.
+        stream ([`ActivationStream`] or an iterable of batches, *optional*): batches are tensors `[tokens, d_in]`,
+            pairs `(x, target)` or dicts by hook point, of whatever size they come. Of several processes each gives its
+            share of every batch.
 
     Raises:
+        ConfigError: for an SAE that cannot be trained, or not under `parallelism`.
         HookPointError: if the stream's places or widths do not fit the SAEs.
     """
 
@@ -54,9 +58,9 @@ class SAETrainer:
         self,
         model: nn.Module | dict[str, SAE] | dict[str, nn.Module],
         args: SAETrainingArguments,
-        stream: BatchStream | Iterable[Batch] | None = None,
+        stream: Stream | Iterable[Batch] | None = None,
     ) -> None:
-        self.args, self.stream, self.health = args, stream, Health()
+        self.args, self.health = args, Health()
         self._single = not isinstance(model, dict)
         models = dict(model) if isinstance(model, dict) else {"sae": model}
         saes = {name: sae if isinstance(sae, SAE) else _inside(sae, name) for name, sae in models.items()}
@@ -65,11 +69,23 @@ class SAETrainer:
                 raise ConfigError(f"the SAE name {name!r} becomes a folder: use letters, digits and _ . = + - only.")
         trackers: Any = None if args.report_to in ("none", []) else args.report_to
         self.accelerator = Accelerator(log_with=trackers, project_dir=args.output_dir)
-        self.trainees = [Trainee.prepare(name, sae, args, self.accelerator) for name, sae in saes.items()]
+        self.processes = Processes(self.accelerator)
+        self.scheme = scheme_for(args.parallelism, self.processes, saes)
+        self.trainees = [Trainee.prepare(name, sae, args, self.scheme) for name, sae in saes.items()]
+        self.feed = Feed(stream, args, self.processes)
         self.step, self.tokens = 0, 0
         self.log_history: list[dict[str, float]] = []
-        self._initialized, self._batches_to_skip = False, 0
+        self._initialized = False
         self._check_stream()
+
+    @property
+    def stream(self) -> Stream | Iterable[Batch] | None:
+        """Where the batches come from."""
+        return self.feed.source
+
+    @stream.setter
+    def stream(self, source: Stream | Iterable[Batch] | None) -> None:
+        self.feed.source = source
 
     def train(self, resume_from_checkpoint: bool | str | Path | None = None) -> dict[str, float]:
         """Runs to `total_tokens`, saves the final model to `output_dir`, returns the last figures.
@@ -80,17 +96,19 @@ class SAETrainer:
 
         Raises:
             DataError: if the data ends early, or a loss is not finite.
+            DistributedError: if another process of the run has ended.
             CheckpointError: if there is nothing to resume from, or a checkpoint cannot be written.
             KeyboardInterrupt: after Ctrl-C (`SystemExit(143)` after SIGTERM), once a checkpoint is saved.
         """
-        if self.stream is None:
+        if self.feed.source is None:
             raise DataError("train() needs stream=: an ActivationStream, or an iterable of batches.")
         remote.prepare(self.args, self.accelerator.is_main_process)
         if resume_from_checkpoint == "hub":
             with self.accelerator.main_process_first():
                 resume_from_checkpoint = remote.fetch(self.args)
         if resume_from_checkpoint:
-            self._resume(checkpoint.to_resume(self.args.output_dir, resume_from_checkpoint))
+            saving.resume(self, checkpoint.to_resume(self.args.output_dir, resume_from_checkpoint))
+            self._initialized = True
         if self.accelerator.log_with:
             self.accelerator.init_trackers(self.args.run_name, config=_loggable(self.args.to_dict()))
         quiet = self.args.disable_tqdm or not self.accelerator.is_main_process
@@ -102,70 +120,81 @@ class SAETrainer:
             dynamic_ncols=True,
             disable=quiet,
         )
-        with bar, StopSignals() as signals:
+        with bar, contextlib.closing(self.feed), StopSignals() as signals:
             self._loop(bar, signals)
         self.save_model()
-        self.accelerator.end_training()
+        self.scheme.finish({trainee.name: trainee.sae for trainee in self.trainees})
+        for tracker in self.accelerator.trackers:
+            tracker.finish()  # end_training() would also end the process group, which is the caller's
         if self.args.push_to_hub and self.accelerator.is_main_process:
             for trainee in self.trainees:
                 name = None if self._single else trainee.name
-                remote.write_card(self._place(trainee, Path(self.args.output_dir)), trainee.sae, self.args, name)
+                remote.write_card(self.place(trainee, Path(self.args.output_dir)), trainee.sae, self.args, name)
             remote.push(Path(self.args.output_dir), self.args)
         return self.figures()
 
     def _loop(self, bar: tqdm, signals: StopSignals) -> None:
-        batches = self._batches()
+        self.feed.open()
         while self.tokens < self.args.total_tokens:
-            batch = next(batches, None)
-            if batch is None:
-                raise DataError(
-                    f"the data ended after {self.tokens:,} of {self.args.total_tokens:,} tokens. Give more text, pass "
-                    "repeat=True to the stream, or lower total_tokens."
-                )
+            share = self.feed.next(self.tokens, signals.received or 0)
             before = self.tokens
-            self.training_step(batch)
+            self.training_step(share)
             bar.update(self.tokens - before)
             if self.step % self.args.logging_steps == 0 or self.tokens >= self.args.total_tokens:
                 self._log(bar)
             due = self.args.save_steps is not None and self.step % self.args.save_steps == 0
-            if due or signals.received:
+            if due or share.signal:
                 folder = self.save_checkpoint()
-                signals.stop_if_received(f"saved {folder}; resume_from_checkpoint=True goes on from there.")
+                signals.stop(share.signal, f"saved {folder}; resume_from_checkpoint=True goes on from there.")
 
-    def _batches(self) -> Iterator[Batch]:
-        if isinstance(self.stream, BatchStream):
-            return self.stream.batches(self.args.tokens_per_batch // self.accelerator.num_processes)
-        batches = iter(self.stream or ())
-        for _ in range(self._batches_to_skip):  # a plain iterable has no position of its own to restore
-            next(batches, None)
-        return batches
-
-    def training_step(self, batch: Batch) -> dict[str, float]:
+    def training_step(self, batch: Batch | Share) -> dict[str, float]:
         """One optimiser step of every SAE on one batch; returns [`figures`].
 
         Args:
-            batch (`Tensor`, pair or dict): `[tokens, d_in]`, `(x, target)`, or activations by hook point.
+            batch (`Tensor`, pair or dict): `[tokens, d_in]`, `(x, target)`, or activations by hook point; of several
+                processes each gives its share.
 
         Raises:
             DataError: if a loss is not finite.
             HookPointError: if the batch does not have an SAE's places or widths.
         """
+        share = batch if isinstance(batch, Share) else self.feed.share(batch)
         if not self._initialized:
-            self._initialize(batch)
-        n_tokens = 0
-        for trainee in self.trainees:
-            x, target = (part.to(self.accelerator.device) for part in trainee.select(batch))
-            trainee.step(x, target, self.args, self.accelerator)
-            n_tokens = x.shape[0]
-        self.tokens += n_tokens * self.accelerator.num_processes
+            self._initialize(share)
+        total = sum(share.counts)
+        batch = self.scheme.batch(share.batch, share.counts)
+        failure: DataError | None = None
+        for trainee in self._own():
+            x, target = (part.to(self.processes.device) for part in trainee.select(batch))
+            try:
+                trainee.step(x, target, total, self.args)
+            except DataError as error:
+                failure = failure or error
+        self._share_figures(failure)
+        self.tokens += total
         self.step += 1
         return self.figures()
 
-    def _initialize(self, batch: Batch) -> None:
-        if isinstance(self.stream, BatchStream):
-            batch = self.stream.sample(SAMPLE_TOKENS)
-        for trainee in self.trainees:
-            x, target = (part.to(self.accelerator.device).float() for part in trainee.select(batch))
+    def _own(self) -> list[Trainee]:
+        return [trainee for trainee in self.trainees if self.scheme.trains(trainee.name)]
+
+    def _share_figures(self, failure: DataError | None) -> None:
+        """Every process knows the figures of all SAEs, and stops if the loss of one is not finite."""
+        names = [trainee.name for trainee in self.trainees]
+        own = torch.tensor([[t.loss, t.fvu, t.state.l0, t.dead_share] for t in self.trainees], dtype=torch.double)
+        for trainee, row in zip(self.trainees, self.scheme.share_figures(names, own).tolist(), strict=True):
+            trainee.loss, trainee.fvu, trainee.state.l0, trainee.dead_share = row
+            if failure is None and not math.isfinite(trainee.loss):
+                failure = DataError(f"{trainee.name}: the loss is {trainee.loss} in another process, which says why.")
+        if failure is not None:
+            raise failure
+
+    def _initialize(self, share: Share) -> None:
+        share = self.feed.sample(SAMPLE_TOKENS) or share
+        batch = self.scheme.sample(share.batch, share.counts)
+        for trainee in self._own():
+            x, target = (part.to(self.processes.device) for part in trainee.select(batch))
+            x, target = (part if part.dtype == torch.double else part.float() for part in (x, target))
             if not (torch.isfinite(x).all() and torch.isfinite(target).all()):
                 raise DataError(
                     f"{trainee.name}: the activations hold NaN or infinite values. Look at the host's dtype."
@@ -181,8 +210,8 @@ class SAETrainer:
 
     def _record_provenance(self, trainee: Trainee) -> None:
         config, provenance = trainee.sae.config, dict(trainee.sae.config.provenance or {})
-        if isinstance(self.stream, BatchStream):
-            provenance |= self.stream.info()
+        if self.feed.stream is not None:
+            provenance |= self.feed.stream.info()
             config.base_model = config.base_model or provenance.get("base_model")
             config.base_revision = config.base_revision or provenance.get("base_revision")
         provenance["training"] = describe_run(self.args, config.d_sae, self.accelerator)
@@ -195,7 +224,7 @@ class SAETrainer:
             prefix = "" if self._single else f"{trainee.name}/"
             values = {"loss": trainee.loss, "fvu": trainee.fvu, "l0": trainee.state.l0}
             out |= {prefix + key: value for key, value in values.items()}
-            out[f"{prefix}dead_fraction"] = trainee.dead_share()
+            out[f"{prefix}dead_fraction"] = trainee.dead_share
         return out
 
     def _log(self, bar: tqdm) -> None:
@@ -204,8 +233,7 @@ class SAETrainer:
         self.accelerator.log({f"train/{k}": v for k, v in figures.items() if k != "step"}, step=self.step)
         n = len(self.trainees)
         mean = [
-            sum(values) / n
-            for values in zip(*((t.state.l0, t.fvu, t.dead_share()) for t in self.trainees), strict=True)
+            sum(values) / n for values in zip(*((t.state.l0, t.fvu, t.dead_share) for t in self.trainees), strict=True)
         ]
         bar.set_postfix_str(f"L0 {mean[0]:.1f}, FVU {mean[1]:.3f}, dead {mean[2]:.1%}")
         for trainee in self.trainees:
@@ -213,78 +241,30 @@ class SAETrainer:
                 logger.warning(line)
 
     def save_model(self, output_dir: str | Path | None = None) -> None:
-        """Writes the SAE to `output_dir`, or each of many to a subfolder of its name."""
-        if self.accelerator.is_main_process:
-            for trainee in self.trainees:
-                place = self._place(trainee, Path(output_dir or self.args.output_dir))
-                trainee.sae.save_pretrained(place)
+        """Writes the SAE to `output_dir`, or each of many to a subfolder of its name; called by all processes."""
+        for trainee in self.trainees:
+            place = self.place(trainee, Path(output_dir or self.args.output_dir))
+            self.scheme.save_model(trainee.name, trainee.sae, place)
+            if self.scheme.writes(trainee.name):
                 write_log(place, history_of(self.log_history, None if self._single else trainee.name))
+        self.processes.exchange(0)  # nobody goes on before all have written
 
     def save_checkpoint(self) -> Path:
-        """Writes `checkpoint-<step>` with all that a bit-exact resume needs; returns its folder."""
-        target = Path(self.args.output_dir) / f"checkpoint-{self.step}"
-        if not self.accelerator.is_main_process:
-            return target
-        state: dict[str, Any] = {"step": self.step, "tokens": self.tokens, "args": self.args.to_dict(), "saes": {}}
-        state["log_history"] = self.log_history
-        with checkpoint.new_folder(self.args.output_dir, self.step) as folder:
-            for trainee in self.trainees:
-                place = self._place(trainee, folder)
-                trainee.sae.save_pretrained(place)
-                tensors = checkpoint.optimizer_tensors(trainee.optimizer, trainee.parameter_names())
-                own = checkpoint.write(place / checkpoint.OPTIMIZER, {**tensors, **vars(trainee.state)})
-                state["saes"][trainee.name] = own
-            stream = self.stream.state_dict() if isinstance(self.stream, BatchStream) else {}
-            rng = {"/torch_rng": torch.get_rng_state()}
-            state["stream"] = checkpoint.write(folder / checkpoint.STREAM, {**stream, **rng})
-            (folder / checkpoint.STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
-        checkpoint.drop_old(self.args.output_dir, self.args.save_total_limit)
-        if self.args.push_to_hub:
+        """Writes `checkpoint-<step>` with all that a bit-exact resume needs; returns its folder. Called by all processes."""
+        target = saving.save(self)
+        if self.args.push_to_hub and self.processes.is_main:
             remote.push(target, self.args)
         return target
 
-    def _resume(self, folder: Path) -> None:
-        state = checkpoint.read_json(folder)
-        names = [trainee.name for trainee in self.trainees]
-        if set(state["saes"]) != set(names):
-            raise CheckpointError(
-                f"{str(folder)!r} holds {', '.join(state['saes'])}; this run trains {', '.join(names)}."
-            )
-        for key in ("tokens_per_batch", "seed", "gradient_accumulation_steps"):
-            if state["args"][key] != getattr(self.args, key):
-                raise CheckpointError(
-                    f"{str(folder)!r} was made with {key}={state['args'][key]}, this run has {getattr(self.args, key)}. "
-                    "Resume with the same value, or start a new run."
-                )
-        for trainee in self.trainees:
-            place = self._place(trainee, folder)
-            if has_adapter(trainee.sae):
-                load_adapter_tensors(trainee.sae, place)
-            else:
-                loaded = type(trainee.sae).from_pretrained(place)
-                trainee.sae.load_state_dict(loaded.state_dict())
-                trainee.sae.config = loaded.config
-            values = checkpoint.read(place / checkpoint.OPTIMIZER, state["saes"][trainee.name])
-            own = {key: values.pop(key) for key in list(values) if "/" not in key}
-            own["tokens_since_fired"] = own["tokens_since_fired"].to(self.accelerator.device)
-            trainee.state = TrainingState(**own)
-            trainee.state.total_steps = self.args.total_steps
-            checkpoint.restore_optimizer(trainee.optimizer, trainee.parameter_names(), values)
-        stream = checkpoint.read(folder / checkpoint.STREAM, state["stream"])
-        torch.set_rng_state(stream.pop("/torch_rng"))
-        self.step, self.tokens, self.log_history = state["step"], state["tokens"], state["log_history"]
-        self._initialized, self._batches_to_skip = True, self.step
-        if isinstance(self.stream, BatchStream):
-            self.stream.load_state_dict(stream)
-
-    def _place(self, trainee: Trainee, folder: Path) -> Path:
+    def place(self, trainee: Trainee, folder: Path) -> Path:
+        """Where an SAE's files are inside a folder of the run."""
         return folder if self._single else folder / trainee.name
 
     def _check_stream(self) -> None:
-        if not isinstance(self.stream, BatchStream):
+        if self.feed.stream is None:
             return
         for trainee in self.trainees:
-            empty = {point: torch.zeros(1, width) for point, width in self.stream.widths.items()}
+            empty = {point: torch.zeros(1, width) for point, width in self.feed.stream.widths.items()}
             trainee.select(empty)
 
 

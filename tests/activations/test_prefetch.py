@@ -15,6 +15,8 @@ import torch
 
 from hf_sae.activations import CachedStream, Prefetched, write_cache
 from hf_sae.errors import DataError
+from hf_sae.models import TopKConfig, TopKSAE
+from hf_sae.training import SAETrainer, SAETrainingArguments
 from tests.activations.toy import Counting, cache, live, served, tiny_host
 
 
@@ -215,3 +217,14 @@ def test_on_a_gpu_the_copies_are_those_of_the_batches(tmp_path: Path):
     told = torch.cat([rows["resid_post.0"] for rows in CachedStream(tmp_path).batches(512)])
     got = [rows["resid_post.0"] * 1 for rows in Prefetched(CachedStream(tmp_path), "cuda").batches(512)]
     assert torch.equal(torch.cat(got).cpu(), told)
+
+
+def test_a_trainer_ends_the_thread_and_the_stream_goes_on_behind_its_last_batch(tmp_path):
+    stream = Prefetched(Slow(1000))
+    place, width = next(iter(stream.widths.items()))
+    sae = TopKSAE(TopKConfig(d_in=width, d_sae=16, k=1, hook_in=place))
+    args = SAETrainingArguments(output_dir=str(tmp_path), total_tokens=60, tokens_per_batch=20, disable_tqdm=True)
+    trainer = SAETrainer(sae, args, stream)
+    trainer.train()
+    assert trainer.tokens == 60
+    assert threads() == []

@@ -7,6 +7,7 @@ import sys
 import time
 
 import torch
+from accelerate import Accelerator
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -56,8 +57,9 @@ def texts(n: int = 120) -> list[str]:
     ]
 
 
-def run(folder: str, resume: bool) -> None:
-    """Trains a TopK SAE and a JumpReLU transcoder in one pass."""
+def run(folder: str, resume: bool, parallelism: str = "data") -> None:
+    """Trains a TopK SAE and a JumpReLU transcoder in one pass; of several processes each reads its share of the text."""
+    process = Accelerator()
     points = ["resid_post.1", "resid_pre.1"]
     stream = ActivationStream(
         tiny_host(),
@@ -68,6 +70,8 @@ def run(folder: str, resume: bool) -> None:
         batch_size=4,
         ring_bytes=150_000,
         repeat=True,
+        rank=process.process_index,
+        world_size=process.num_processes,
     )
     torch.manual_seed(1 + resume)  # a resumed run restores its own random state
     saes = {
@@ -82,6 +86,7 @@ def run(folder: str, resume: bool) -> None:
         tokens_per_batch=128,
         save_steps=10,
         save_total_limit=3,
+        parallelism=parallelism,
         disable_tqdm=True,
     )
     SlowTrainer(saes, args, stream).train(resume_from_checkpoint=resume or None)
@@ -90,4 +95,4 @@ def run(folder: str, resume: bool) -> None:
 if __name__ == "__main__":
     logging.basicConfig()
     torch.set_num_threads(1)
-    run(sys.argv[1], resume=len(sys.argv) > 2)
+    run(sys.argv[1], "resume" in sys.argv, next((a for a in sys.argv[2:] if a != "resume"), "data"))
