@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers import initialization as init
 
+from . import mostly_zero
 from .adapters import merged
 from .configuration_sae import SAEConfig
 from .dictionary import WholeDictionary
@@ -44,7 +45,11 @@ class Decoder(nn.Module):
         if latents is None:
             return self.bias
         if not isinstance(latents, SparseCode):
-            return self.dictionary.sum(latents.to(self.weight.dtype) @ self.weight) + self.bias
+            latents = latents.to(self.weight.dtype)
+            if torch.is_grad_enabled() and self.weight.requires_grad:
+                rows = mostly_zero.decode(latents.reshape(-1, latents.shape[-1]), self.weight)
+                return self.dictionary.sum(rows).view(*latents.shape[:-1], -1) + self.bias
+            return self.dictionary.sum(latents @ self.weight) + self.bias
         if latents.offsets is None:
             k = latents.values.shape[-1]
             values, indices = latents.values.reshape(-1, k), latents.indices.reshape(-1, k)
@@ -127,7 +132,17 @@ class SAE(Saving, PreTrainedModel):
 
     def pre_activations(self, x: Tensor) -> Tensor:
         """`[..., d_sae]`: the encoder's output for a normalised input, before the nonlinearity."""
-        return self.encoder(x - self.dictionary.copy(self.decoder()) if self.config.subtracts_bias else x)
+        shift = self.dictionary.copy(self.decoder()) if self.config.subtracts_bias else None
+        if torch.is_grad_enabled() and self._encoder_is_plain():
+            rows = x.reshape(-1, x.shape[-1])
+            return mostly_zero.encode(rows, (self.encoder.weight, self.encoder.bias), shift).view(*x.shape[:-1], -1)
+        return self.encoder(x if shift is None else x - shift)
+
+    def _encoder_is_plain(self) -> bool:
+        # LoRA, quantised and offloaded encoders, and encoders with hooks, must be called as modules
+        encoder = self.encoder
+        hooked = encoder._forward_hooks or encoder._forward_pre_hooks or encoder._backward_hooks
+        return type(encoder) is nn.Linear and not hooked and "forward" not in vars(encoder)
 
     def activate(self, pre_activations: Tensor) -> Tensor:
         """Dense latents from pre-activations `[..., d_sae]`; the architecture's nonlinearity."""

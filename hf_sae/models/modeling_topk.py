@@ -11,7 +11,7 @@ the dead latents' pre-activations reconstruct what the live ones left over.
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from .configuration_sae import SAEConfig, strict_config
@@ -104,12 +104,6 @@ class TopKSAE(SAE):
             norm,
             transposed=transposed,
         )
-
-    def _encoder_is_plain(self) -> bool:
-        # LoRA, quantised and offloaded encoders, and encoders with hooks, must be called as modules
-        encoder = self.encoder
-        hooked = encoder._forward_hooks or encoder._forward_pre_hooks or encoder._backward_hooks
-        return type(encoder) is nn.Linear and not hooked and "forward" not in vars(encoder)
 
     def penalties(self, result: Pass) -> dict[str, Tensor]:
         """AuxK (eq. in section A.2 of the paper, with the loss's one normaliser): zero without dead latents."""

@@ -17,10 +17,17 @@ from .kernels import bag_sum, kernels_for
 
 
 class Transposed:
-    """Which tokens each latent fires on: the transpose of `[tokens, k]` indices, made when it is first needed."""
+    """Which tokens each latent fires on: the transpose of a code, made when it is first needed.
 
-    def __init__(self, indices: Tensor, d_sae: int) -> None:
-        self.indices, self.d_sae = indices.reshape(-1, indices.shape[-1]), d_sae
+    Args:
+        indices (`Tensor`): latents, `[tokens, k]`, or `[entries]` of a list of entries.
+        d_sae (`int`): number of latents.
+        tokens (`Tensor`, *optional*): `[entries]`, the token of each entry of a list.
+    """
+
+    def __init__(self, indices: Tensor, d_sae: int, tokens: Tensor | None = None) -> None:
+        self.indices, self.d_sae = indices.reshape(-1, 1 if tokens is not None else indices.shape[-1]), d_sae
+        self._tokens = tokens
 
     @cached_property
     def _sorted(self) -> tuple[Tensor, Tensor]:
@@ -45,6 +52,8 @@ class Transposed:
     @cached_property
     def tokens(self) -> Tensor:
         """`[tokens * k]`: the token of each entry of `order`."""
+        if self._tokens is not None:
+            return self._tokens[self.order]
         return self.order // self.indices.shape[-1]
 
     def sum_rows(self, weights: Tensor, rows: Tensor, latents: slice | None = None) -> Tensor:
