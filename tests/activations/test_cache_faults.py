@@ -20,6 +20,15 @@ from hf_sae.errors import DataError
 from tests.activations.toy import Counting, cache, files, live, served
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """A forked process has none of the threads that torch made before: with more than one it would wait for them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def killed_at(step: int, make: Any, folder: Path, **options: Any) -> None:
     """Writes in another process, which is killed before its rename number `step`."""
     child = os.fork()
