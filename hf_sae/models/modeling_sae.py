@@ -17,10 +17,11 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers import initialization as init
 
-from . import mostly_zero
 from .adapters import merged
 from .configuration_sae import SAEConfig
 from .dictionary import WholeDictionary
+from .mostly_zero import decode as decode_mostly_zero
+from .mostly_zero import encode as encode_mostly_zero
 from .outputs import Pass, SAEOutput, TrainingState, total_variance
 from .saving import Saving
 from .sparse_code import SparseCode
@@ -47,7 +48,7 @@ class Decoder(nn.Module):
         if not isinstance(latents, SparseCode):
             latents = latents.to(self.weight.dtype)
             if torch.is_grad_enabled() and self.weight.requires_grad:
-                rows = mostly_zero.decode(latents.reshape(-1, latents.shape[-1]), self.weight)
+                rows = decode_mostly_zero(latents.reshape(-1, latents.shape[-1]), self.weight)
                 return self.dictionary.sum(rows).view(*latents.shape[:-1], -1) + self.bias
             return self.dictionary.sum(latents @ self.weight) + self.bias
         if latents.offsets is None:
@@ -135,7 +136,7 @@ class SAE(Saving, PreTrainedModel):
         shift = self.dictionary.copy(self.decoder()) if self.config.subtracts_bias else None
         if torch.is_grad_enabled() and self._encoder_is_plain():
             rows = x.reshape(-1, x.shape[-1])
-            return mostly_zero.encode(rows, (self.encoder.weight, self.encoder.bias), shift).view(*x.shape[:-1], -1)
+            return encode_mostly_zero(rows, (self.encoder.weight, self.encoder.bias), shift).view(*x.shape[:-1], -1)
         return self.encoder(x if shift is None else x - shift)
 
     def _encoder_is_plain(self) -> bool:

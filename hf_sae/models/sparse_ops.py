@@ -19,10 +19,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from . import triton_top_k
 from .dictionary import WholeDictionary
 from .kernels import bag_sum, kernels_for
 from .row_gradients import RowGradient, SomeRows, Transposed, give, sink_of
+from .triton_top_k import encode_top_k as triton_encode_top_k
+from .triton_top_k import top_k as triton_top_k
 
 
 _GROUP = 4  # latents per group of the tournament; measured, 2 and 8 are slower
@@ -38,7 +39,7 @@ def top_k(pre_activations: Tensor, k: int) -> Tensor:
     """
     d_sae = pre_activations.shape[-1]
     if kernels_for(pre_activations):
-        return triton_top_k.top_k(pre_activations.reshape(-1, d_sae), k).view(*pre_activations.shape[:-1], k)
+        return triton_top_k(pre_activations.reshape(-1, d_sae), k).view(*pre_activations.shape[:-1], k)
     if d_sae % _GROUP or d_sae < 2 * _GROUP * k:  # groups would save nothing
         return pre_activations.topk(k, dim=-1, sorted=False).indices
     n_groups = d_sae // _GROUP
@@ -224,7 +225,7 @@ def encode_top_k(x: Tensor, weight: Tensor, bias: Tensor, k: int) -> tuple[Tenso
     if kernels_for(x):
         kind = x.device.type
         cast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
-        return triton_top_k.encode_top_k(x, weight.to(cast), bias, k)
+        return triton_encode_top_k(x, weight.to(cast), bias, k)
     pre_activations = F.linear(x, weight, bias)
     indices = top_k(pre_activations, k)
     return pre_activations.gather(-1, indices), indices

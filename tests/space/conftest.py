@@ -70,18 +70,3 @@ def running(service: Service) -> Iterator[Running]:
     page = launch(service)
     yield page
     page.app.close()
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Any]:
-    """Debian's Chromium, driven by Playwright."""
-    from tests.space.browser import ARGUMENTS, CHROMIUM, missing
-
-    if reason := missing():
-        pytest.skip(reason)
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=str(CHROMIUM), args=ARGUMENTS)
-        yield found
-        found.close()
