@@ -194,7 +194,8 @@ def resumed(folder: Path, place: Path, case: str, scheme: str) -> None:
 def failures(folder: Path) -> None:
     """What goes wrong in one process is an error in all of them."""
     rank, last = PartialState().process_index, PartialState().num_processes - 1
-    args: dict[str, Any] = {"total_tokens": 10 * TOKENS, "tokens_per_batch": TOKENS, "disable_tqdm": True}
+    total = 10 * TOKENS * (last + 1)  # more than the shortest data, of however many processes
+    args: dict[str, Any] = {"total_tokens": total, "tokens_per_batch": TOKENS, "disable_tqdm": True}
     data = batches(False)[: 3 if rank == last else 10]
     for source, text in (
         (data, f"the data ended in process {last} of {last + 1} after"),
@@ -204,7 +205,8 @@ def failures(folder: Path) -> None:
         trainer = SAETrainer(
             CASES["topk"][0](), SAETrainingArguments(output_dir=str(folder / "fails"), **args), source
         )
-        assert text in error_of(trainer.train), text
+        found = error_of(trainer.train)
+        assert text in found, (text, found)
     ties()
     full_disk(folder / "full", SAETrainingArguments(output_dir=str(folder / "full"), parallelism="latents", **args))
 
