@@ -72,8 +72,8 @@ class SAEConfig(PreTrainedConfig):
         d_in (`int`): width of the place that is read.
         d_out (`int`, *optional*): width of the place that is written; `None` is `d_in`.
         d_sae (`int`): number of latents.
-        hook_in (`str`, *optional*): place that is read, such as `"resid_post.12"`, `"vision:resid_post.5"` or
-            `"model.layers.12.mlp:input"`.
+        hook_in (`str` or `list`, *optional*): place that is read, such as `"resid_post.12"`, `"vision:resid_post.5"` or
+            `"model.layers.12.mlp:input"`; of several places the activations stand side by side.
         hook_out (`str`, *optional*): place that is written; `None` is `hook_in`. Another place makes a transcoder.
         pre_bias (`bool`, *optional*): subtract the decoder bias from the input. `None`: an SAE does, a transcoder
             does not (and cannot: `True` is an error there).
@@ -96,6 +96,7 @@ class SAEConfig(PreTrainedConfig):
     """
 
     model_type = "hf_sae"
+    tied = False  # whether decoder rows are the encoder's too, which needs one place to read and write
 
     d_in: int = 768
     d_out: int | None = None
@@ -137,6 +138,16 @@ class SAEConfig(PreTrainedConfig):
         return type(self)(**{**copied, **changes})
 
     @property
+    def places_in(self) -> list[str]:
+        """The places that are read, whose activations an input has side by side."""
+        return _places(self.hook_in)
+
+    @property
+    def places_out(self) -> list[str]:
+        """The places that are written; those that are read where `hook_out` is `None`."""
+        return _places(self.hook_in if self.hook_out is None else self.hook_out)
+
+    @property
     def is_transcoder(self) -> bool:
         """Whether it writes to another place than it reads."""
         return self.hook_out is not None and self.hook_out != self.hook_in
@@ -169,6 +180,11 @@ class SAEConfig(PreTrainedConfig):
                 f"pre_bias=True with hook_in={self.hook_in!r} and hook_out={self.hook_out!r}: a transcoder's decoder bias "
                 "lives in its output space. Use pre_bias=False or None."
             )
+        if self.tied and self.is_transcoder:
+            raise ValueError(
+                f"hook_out={self.hook_out!r} makes a transcoder, and {type(self).__name__} reads with the rows it writes. "
+                "Leave hook_out out, or take an architecture with an encoder of its own, such as TopKConfig."
+            )
         if self.skip and not self.is_transcoder:
             raise ValueError(
                 "skip=True needs a transcoder: an SAE with a linear skip would copy its input. Set hook_out."
@@ -182,6 +198,34 @@ class SAEConfig(PreTrainedConfig):
             raise ValueError(f"norm_eps={self.norm_eps} must be a small number, 0 or more.")
         if not (math.isfinite(self.input_scale) and self.input_scale > 0):
             raise ValueError(f"input_scale={self.input_scale} must be a positive finite number.")
+
+
+def require_between(config: SAEConfig, low: float, high: float, *names: str) -> None:
+    """For `validate_*` methods: refuses fields outside `[low, high]`; `None` is allowed.
+
+    Raises:
+        ValueError: naming the first one.
+    """
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not low <= value <= high:
+            limit = "d_sae=" if high == config.d_sae else ""
+            raise ValueError(f"{name}={value} must be between {low:g} and {limit}{high:g}.")
+
+
+def require_amounts(config: SAEConfig, *names: str) -> None:
+    """For `validate_*` methods: refuses weights that are negative or not finite.
+
+    Raises:
+        ValueError: naming the first one.
+    """
+    for name in names:
+        if not 0 <= getattr(config, name) < math.inf:
+            raise ValueError(f"{name}={getattr(config, name)} must be a finite number, 0 or more.")
+
+
+def _places(hook: str | list[str] | None) -> list[str]:
+    return list(hook) if isinstance(hook, list) else [str(hook)]
 
 
 def _own_fields(config: SAEConfig) -> set[str]:

@@ -107,6 +107,7 @@ class JumpReLUSAE(SAE):
     def __init__(self, config: JumpReLUConfig) -> None:
         super().__init__(config)
         self.threshold = nn.Parameter(torch.empty(config.d_sae))
+        self.decoder.learns_at_zero = True  # the kernel reaches latents just below their thresholds
         self.post_init()
 
     @torch.no_grad()

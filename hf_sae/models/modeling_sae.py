@@ -9,7 +9,7 @@
 """
 
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,48 +19,17 @@ from transformers import initialization as init
 
 from .adapters import merged
 from .configuration_sae import SAEConfig
+from .decoder import Decoder
 from .dictionary import WholeDictionary
-from .mostly_zero import decode as decode_mostly_zero
 from .mostly_zero import encode as encode_mostly_zero
+from .normalising import Norm, Normalising
 from .outputs import Pass, SAEOutput, TrainingState, total_variance
 from .saving import Saving
 from .sparse_code import SparseCode
-from .sparse_ops import decode as sparse_decode
-from .sparse_ops import decode_rows, squared_error
+from .sparse_ops import squared_error
 
 
-Norm = tuple[Tensor, Tensor]
-
-
-class Decoder(nn.Module):
-    """`latents @ weight + bias`, with a latent a contiguous row of `weight` `[d_sae, d_out]`."""
-
-    def __init__(self, d_sae: int, d_out: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(d_sae, d_out))
-        self.bias = nn.Parameter(torch.empty(d_out))
-        self.dictionary = WholeDictionary()
-
-    def forward(self, latents: Tensor | SparseCode | None = None) -> Tensor:
-        """`[..., d_out]`; the bias alone where no latents are given (so that offloading hooks see that read too)."""
-        if latents is None:
-            return self.bias
-        if not isinstance(latents, SparseCode):
-            latents = latents.to(self.weight.dtype)
-            if torch.is_grad_enabled() and self.weight.requires_grad:
-                rows = decode_mostly_zero(latents.reshape(-1, latents.shape[-1]), self.weight)
-                return self.dictionary.sum(rows).view(*latents.shape[:-1], -1) + self.bias
-            return self.dictionary.sum(latents @ self.weight) + self.bias
-        if latents.offsets is None:
-            k = latents.values.shape[-1]
-            values, indices = latents.values.reshape(-1, k), latents.indices.reshape(-1, k)
-            out = sparse_decode(values, indices, self.weight, latents.transposed)
-        else:
-            out = decode_rows(latents.values, latents.indices, latents.offsets, self.weight)
-        return self.dictionary.sum(out).view(*latents.shape, -1) + self.bias
-
-
-class SAE(Saving, PreTrainedModel):
+class SAE(Saving, Normalising, PreTrainedModel):
     """A sparse autoencoder, transcoder or skip transcoder: `x̂ = latents(x) @ W_dec + b_dec (+ skip(x))`."""
 
     config: SAEConfig
@@ -75,10 +44,16 @@ class SAE(Saving, PreTrainedModel):
     # Parameters with a row per latent. An architecture that names its own may be trained with its latents shared out
     # among processes: all that it computes over latents then has to go through `self.dictionary`.
     per_latent: ClassVar[tuple[str, ...]] = ()
+    # What an architecture needs of each token besides its activation, such as ("gradient",): training puts it into
+    # `state.given`, from the batch's entries `"<hook_in>/<name>"`.
+    needs: ClassVar[tuple[str, ...]] = ()
+    # Whether in training the latents of a token depend on the other tokens: each process and each part of an
+    # accumulated batch then selects among its own.
+    couples_tokens: ClassVar[bool] = False
 
     def __init__(self, config: SAEConfig) -> None:
         super().__init__(config)
-        self.encoder = nn.Linear(config.d_in, config.d_sae)
+        self.encoder: Any = self.make_encoder(config)
         d_out = config.d_out or config.d_in
         self.decoder = Decoder(config.d_sae, d_out)
         self.skip = nn.Linear(config.d_in, d_out, bias=False) if config.skip else None
@@ -92,56 +67,36 @@ class SAE(Saving, PreTrainedModel):
         if module is not self.decoder:
             return
         init.copy_(self.decoder.weight, F.normalize(torch.randn_like(self.decoder.weight), dim=-1))
+        init.zeros_(self.decoder.bias)
+        if self.skip is not None:
+            init.zeros_(self.skip.weight)
+        self.init_encoder()
+
+    @staticmethod
+    def make_encoder(config: SAEConfig) -> nn.Module | None:
+        """The module that gives pre-activations; `None` where the decoder's rows are the encoder's too."""
+        return nn.Linear(config.d_in, config.d_sae)
+
+    @torch.no_grad()
+    def init_encoder(self) -> None:
+        """Encoder rows equal to the decoder's, which are set by now (random unit rows for a transcoder)."""
         tied = not self.config.is_transcoder
         rows = self.decoder.weight if tied else F.normalize(torch.randn_like(self.encoder.weight), dim=-1)
         init.copy_(self.encoder.weight, rows)
         init.zeros_(self.encoder.bias)
-        init.zeros_(self.decoder.bias)
-        if self.skip is not None:
-            init.zeros_(self.skip.weight)
-
-    def normalize(self, hidden_states: Tensor) -> tuple[Tensor, Norm | None]:
-        """The input as the encoder reads it, `[..., d_in]`, and what `decode` needs to undo it on each token."""
-        hidden_states = hidden_states.to(self.decoder.weight.dtype)
-        kind, eps = self.config.input_norm, self.config.norm_eps
-        if kind == "scalar":
-            return hidden_states * self.config.input_scale, None
-        if kind == "none":
-            return hidden_states, None
-        mean = hidden_states.new_zeros(()) if kind == "unit_rms" else hidden_states.mean(-1, keepdim=True)
-        x = hidden_states - mean
-        if kind == "center":
-            return x, (mean, torch.ones_like(mean))
-        if kind == "layer_norm":  # eps is in the divisor only, as in the autoencoders that were published with it
-            std = x.std(-1, keepdim=True)
-            return x / (std + eps), (mean, std)
-        # a token of zeros stays zero where eps is 0
-        scale = (x.square().mean(-1, keepdim=True) + eps).sqrt().clamp_min(torch.finfo(x.dtype).tiny)
-        return x / scale, (mean.expand_as(scale), scale)
-
-    def to_output_units(self, delta: Tensor, norm: Norm | None = None) -> Tensor:
-        """A difference of decoder outputs `[..., d_out]` in the units of the hook point (no mean is added back)."""
-        if self.config.is_transcoder or self.config.input_norm == "none":
-            return delta
-        if self.config.input_norm == "scalar":
-            return delta / self.config.input_scale
-        if norm is None:
-            raise ValueError(
-                f"input_norm={self.config.input_norm!r} needs norm=(mean, std) of each token: pass SparseCode.norm."
-            )
-        return delta * norm[1]
 
     def pre_activations(self, x: Tensor) -> Tensor:
         """`[..., d_sae]`: the encoder's output for a normalised input, before the nonlinearity."""
         shift = self.dictionary.copy(self.decoder()) if self.config.subtracts_bias else None
-        if torch.is_grad_enabled() and self._encoder_is_plain():
+        if torch.is_grad_enabled() and self.encoder_is_plain():
             rows = x.reshape(-1, x.shape[-1])
             return encode_mostly_zero(rows, (self.encoder.weight, self.encoder.bias), shift).view(*x.shape[:-1], -1)
         return self.encoder(x if shift is None else x - shift)
 
-    def _encoder_is_plain(self) -> bool:
+    def encoder_is_plain(self) -> bool:
+        """Whether the encoder is an `nn.Linear` and nothing else, of whose rows some may be used."""
         # LoRA, quantised and offloaded encoders, and encoders with hooks, must be called as modules
-        encoder = self.encoder
+        encoder: Any = self.encoder
         hooked = encoder._forward_hooks or encoder._forward_pre_hooks or encoder._backward_hooks
         return type(encoder) is nn.Linear and not hooked and "forward" not in vars(encoder)
 
@@ -216,9 +171,14 @@ class SAE(Saving, PreTrainedModel):
                 error = target - output.reconstruction
                 squares = error.square().sum(-1)
             state = state or TrainingState(normaliser=total_variance(target))
-            output.losses = {"reconstruction": squares.mean() / state.normaliser}
-            output.losses |= self.penalties(Pass(x, norm, latents, pre, error, state))
+            unexplained = squares.mean() / state.normaliser
+            output.fvu = unexplained.detach()
+            output.losses = {"reconstruction": self.reconstruction_weight * unexplained}
+            result = Pass(x, norm, latents, pre, error, state)
+            output.losses |= self.penalties(result)
             output.loss = torch.stack(list(output.losses.values())).sum()
+            if self.training:
+                output.statistics = self.statistics(result)
         if output_pre_activations:
             output.pre_activations = self.pre_activations(x) if pre is None else pre
         return output
@@ -257,12 +217,19 @@ class SAE(Saving, PreTrainedModel):
         squares, error = squares.view(target.shape[:-1]), error.view(target.shape)
         return (squares, error) if unit == 1 else (squares * unit**2, error * unit)
 
-    def comparable(self, target: Tensor) -> Tensor:
-        """The part of a target `[..., d_out]` that is reconstructed: all of it, or without its mean (`center_target`)."""
-        return target - target.mean(-1, keepdim=True) if self.config.center_target else target
-
     def penalties(self, result: Pass) -> dict[str, Tensor]:
         """What the architecture adds to the reconstruction loss: weighted scalars by name."""
+        return {}
+
+    @property
+    def reconstruction_weight(self) -> float:
+        """Of the whole code's error in the loss; less than 1 where the loss is a mean over several reconstructions."""
+        return 1.0
+
+    @torch.no_grad()
+    def statistics(self, result: Pass) -> dict[str, Tensor]:
+        """What `after_step` needs to know of the whole batch, as means over its tokens or, under names that end in
+        `_max`, as maxima: training puts the parts of a batch and the processes together, in `output.statistics`."""
         return {}
 
     @torch.no_grad()
@@ -293,7 +260,15 @@ class SAE(Saving, PreTrainedModel):
 
     @torch.no_grad()
     def after_step(self, state: TrainingState, output: SAEOutput) -> None:
-        """Called after an optimiser step: thresholds, controllers. Decoder rows are of unit norm again by then."""
+        """Called after an optimiser step: thresholds, controllers. Decoder rows are of unit norm again by then, and
+        `output.statistics` are those of the whole batch."""
+
+    @property
+    def batch_keys(self) -> list[str]:
+        """What a training batch by hook point must hold: places read and written, and what is needed besides."""
+        places = self.config.places_in
+        needed = [f"{place}/{name}" for name in self.needs for place in places]
+        return list(dict.fromkeys((*places, *self.config.places_out, *needed)))
 
     @property
     def dictionary(self) -> WholeDictionary:

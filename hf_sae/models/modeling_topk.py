@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .configuration_sae import SAEConfig, strict_config
+from .configuration_sae import SAEConfig, require_amounts, require_between, strict_config
 from .modeling_sae import SAE, Norm
 from .outputs import Pass, TrainingState
 from .sparse_code import SparseCode
@@ -46,18 +46,13 @@ class TopKConfig(SAEConfig):
 
     def validate_k(self) -> None:
         """Every count of latents lies between 1 and `d_sae`."""
-        for name in ("k", "k_start", "k_aux"):
-            value = getattr(self, name)
-            if value is not None and not 1 <= value <= self.d_sae:
-                raise ValueError(f"{name}={value} must be between 1 and d_sae={self.d_sae}.")
+        require_between(self, 1, self.d_sae, "k", "k_start", "k_aux")
         if self.k_start is not None and self.k_start < self.k:
             raise ValueError(
                 f"k_start={self.k_start} is below k={self.k}: annealing goes downwards. Leave it out or raise it."
             )
-        if not 0 <= self.k_anneal_share <= 1:
-            raise ValueError(f"k_anneal_share={self.k_anneal_share} must be between 0 and 1.")
-        if not 0 <= self.aux_coefficient < float("inf"):
-            raise ValueError(f"aux_coefficient={self.aux_coefficient} must be a finite number, 0 or more.")
+        require_between(self, 0, 1, "k_anneal_share")
+        require_amounts(self, "aux_coefficient")
 
 
 class TopKSAE(SAE):
@@ -73,83 +68,23 @@ class TopKSAE(SAE):
 
     def activate(self, pre_activations: Tensor) -> Tensor:
         """Dense latents of the `config.k` largest pre-activations."""
-        return self._select(pre_activations, self.config.k, None).to_dense()
+        return largest(self, pre_activations, self.config.k, None).to_dense()
 
     def latents_of(
         self, x: Tensor, norm: Norm | None, state: TrainingState | None = None
     ) -> tuple[SparseCode, Tensor | None]:
         """A fixed-k code; `state.k` is used while a schedule changes it."""
-        k = self.config.k if state is None or state.k is None else state.k
-        if torch.is_grad_enabled() and self._encoder_is_plain():
-            return self._select_sparsely(x, k, norm), None
-        pre = self.pre_activations(x)
-        return self._select(pre, k, norm), pre
-
-    def _select(self, pre: Tensor, k: int, norm: Norm | None) -> SparseCode:
-        indices = top_k(pre, min(k, pre.shape[-1]))
-        values, indices = self.dictionary.choose(pre.gather(-1, indices), indices, k)
-        return SparseCode(torch.relu(values), indices, None, pre.shape[-1], norm)
-
-    def _select_sparsely(self, x: Tensor, k: int, norm: Norm | None) -> SparseCode:
-        rows = x.reshape(-1, x.shape[-1])
-        shift = self.dictionary.copy(self.decoder()) if self.config.subtracts_bias else None
-        encoder = (self.encoder.weight, self.encoder.bias)
-        values, indices, transposed = select_pre_activations(rows, encoder, shift, k, self.dictionary)
-        shape = (*x.shape[:-1], indices.shape[-1])
-        return SparseCode(
-            torch.relu(values).view(shape),
-            indices.view(shape),
-            None,
-            self.encoder.weight.shape[0],
-            norm,
-            transposed=transposed,
-        )
+        return select_top_k(self, x, self.config.k if state is None or state.k is None else state.k, norm)
 
     def penalties(self, result: Pass) -> dict[str, Tensor]:
-        """AuxK (eq. in section A.2 of the paper, with the loss's one normaliser): zero without dead latents."""
-        dead = result.state.dead()
-        if dead is None or not self.config.aux_coefficient:
-            return {}
-        n_dead = self.dictionary.count(dead)
-        if not n_dead:
-            return {}
-        index = dead.nonzero().squeeze(1)
-        wanted = self.config.k_aux or max(self.decoder.weight.shape[1] // 2, 1)
-        k_aux = min(wanted, n_dead)
-        x = result.x.reshape(-1, result.x.shape[-1])
-        if self.config.subtracts_bias:
-            x = x - self.decoder().detach()
-        if self._encoder_is_plain():
-            pre = F.linear(x.detach(), select_rows(self.encoder.weight, index), self.encoder.bias[index])
-        else:  # rows of `weight` would be the base's, and the adapter of a dead latent would get no gradient
-            pre = self.encoder(x.detach())[..., index]
-        values, chosen = pre.topk(min(k_aux, pre.shape[-1]), dim=-1, sorted=False)
-        values, chosen = self.dictionary.choose(values, chosen, k_aux)
-        latents = torch.zeros_like(pre).scatter(-1, chosen, torch.relu(values))
-        left_over = result.error.detach().reshape(-1, result.error.shape[-1])
-        norm = None if result.norm is None else (result.norm[0].reshape(-1, 1), result.norm[1].reshape(-1, 1))
-        partial = latents @ select_rows(self.decoder.weight, index)
-        error = left_over - self.to_output_units(self.dictionary.sum(partial), norm)
-        # few dead latents must not each be pulled as hard as many would be
-        scale = self.config.aux_coefficient * (k_aux / wanted) / result.state.normaliser
-        return {"auxk": scale * error.square().sum(-1).mean()}
+        """AuxK."""
+        return auxk(self, result)
 
     @torch.no_grad()
     def initialize_from(self, x: Tensor, target: Tensor, state: TrainingState) -> None:
-        """As in [`SAE`]; then encoder rows are shortened until the first reconstructions have the right length.
-
-        The rows of an overcomplete dictionary overlap, so that k projections on unit rows add up to several times the
-        input. The factor is the least-squares one for a sample.
-        """
+        """As in [`SAE`]; then encoder rows are shortened until the first reconstructions have the right length."""
         super().initialize_from(x, target, state)
-        if self.config.is_transcoder:  # random rows reconstruct nothing that could be scaled
-            return
-        sample, _ = self.normalize(x[:SCALE_TOKENS])
-        centred = sample - self.decoder.bias
-        reconstruction = self.decoder(self.latents_of(sample, None)[0]) - self.decoder.bias
-        scale = (reconstruction * centred).sum() / reconstruction.square().sum().clamp_min(1e-12)
-        if scale > 0:
-            self.encoder.weight.mul_(scale)
+        shorten_encoder_rows(self, x)
 
     @torch.no_grad()
     def before_step(self, state: TrainingState) -> None:
@@ -158,3 +93,88 @@ class TopKSAE(SAE):
         steps = self.config.k_anneal_share * state.total_steps
         done = 1.0 if start is None or steps < 1 else min(1.0, state.step / steps)
         state.k = k if start is None else round(start + (k - start) * done)
+
+
+def largest(sae: SAE, pre_activations: Tensor, k: int, norm: Norm | None) -> SparseCode:
+    """The rectified `k` largest of given pre-activations `[..., d_sae]`."""
+    indices = top_k(pre_activations, min(k, pre_activations.shape[-1]))
+    values, indices = sae.dictionary.choose(pre_activations.gather(-1, indices), indices, k)
+    return SparseCode(torch.relu(values), indices, None, pre_activations.shape[-1], norm)
+
+
+def select_top_k(sae: SAE, x: Tensor, k: int, norm: Norm | None) -> tuple[SparseCode, Tensor | None]:
+    """The rectified `k` largest pre-activations of a normalised input `[..., d_in]`, and all of them if they are at hand.
+
+    With gradients and a plain encoder only the selected rows get a gradient product.
+    """
+    if not torch.is_grad_enabled() or not sae.encoder_is_plain():
+        pre = sae.pre_activations(x)
+        return largest(sae, pre, k, norm), pre
+    rows = x.reshape(-1, x.shape[-1])
+    shift = sae.dictionary.copy(sae.decoder()) if sae.config.subtracts_bias else None
+    encoder = (sae.encoder.weight, sae.encoder.bias)
+    values, indices, transposed = select_pre_activations(rows, encoder, shift, k, sae.dictionary)
+    shape, d_sae = (*x.shape[:-1], indices.shape[-1]), sae.encoder.weight.shape[0]
+    values = torch.relu(values).view(shape)
+    return SparseCode(values, indices.view(shape), None, d_sae, norm, transposed=transposed), None
+
+
+def auxk(sae: SAE, result: Pass, by_magnitude: bool = False) -> dict[str, Tensor]:
+    """AuxK (section A.2 of the paper, with the loss's one normaliser): the `k_aux` largest of the dead latents'
+    pre-activations reconstruct what the live ones left over. Empty without dead latents.
+
+    Args:
+        sae ([`SAE`]): whose config has `aux_coefficient` and `k_aux`.
+        result ([`Pass`]): with the counters that say which latents are dead.
+        by_magnitude (`bool`): the largest by absolute value, signs kept, for architectures with signed latents.
+    """
+    dead = result.state.dead()
+    if dead is None or not sae.config.aux_coefficient or not (n_dead := sae.dictionary.count(dead)):
+        return {}
+    index = dead.nonzero().squeeze(1)
+    wanted = sae.config.k_aux or max(sae.decoder.weight.shape[1] // 2, 1)
+    k_aux = min(wanted, n_dead)
+    pre = _pre_activations_of(sae, result.x.reshape(-1, result.x.shape[-1]), index)
+    scores = pre.detach().abs() if by_magnitude else pre.detach()
+    scores, chosen = scores.topk(min(k_aux, pre.shape[-1]), dim=-1, sorted=False)
+    if not by_magnitude:
+        values, chosen = sae.dictionary.choose(pre.gather(-1, chosen), chosen, k_aux)
+        values = torch.relu(values)
+    else:
+        values = pre.gather(-1, chosen)
+    latents = torch.zeros_like(pre).scatter(-1, chosen, values)
+    left_over = result.error.detach().reshape(-1, result.error.shape[-1])
+    norm = None if result.norm is None else (result.norm[0].reshape(-1, 1), result.norm[1].reshape(-1, 1))
+    partial = latents @ select_rows(sae.decoder.weight, index)
+    error = left_over - sae.to_output_units(sae.dictionary.sum(partial), norm)
+    # few dead latents must not each be pulled as hard as many would be
+    scale = sae.config.aux_coefficient * (k_aux / wanted) / result.state.normaliser
+    return {"auxk": scale * error.square().sum(-1).mean()}
+
+
+def _pre_activations_of(sae: SAE, x: Tensor, index: Tensor) -> Tensor:
+    """`[tokens, len(index)]`, the pre-activations of some latents, with gradients for those alone."""
+    x = x.detach()
+    if (
+        not sae.encoder_is_plain()
+    ):  # rows of `weight` would be an adapter's base, and the adapter would get no gradient
+        return sae.pre_activations(x)[..., index]
+    if sae.config.subtracts_bias:
+        x = x - sae.decoder().detach()
+    return F.linear(x, select_rows(sae.encoder.weight, index), sae.encoder.bias[index])
+
+
+@torch.no_grad()
+def shorten_encoder_rows(sae: SAE, x: Tensor) -> None:
+    """Scales the encoder rows by the least-squares factor for a sample `[tokens, d_in]`.
+
+    The rows of an overcomplete dictionary overlap, so that k projections on unit rows add up to several times the input.
+    """
+    if sae.config.is_transcoder:  # random rows reconstruct nothing that could be scaled
+        return
+    sample, _ = sae.normalize(x[:SCALE_TOKENS])
+    centred = sample - sae.decoder.bias
+    reconstruction = sae.decoder(sae.latents_of(sample, None)[0]) - sae.decoder.bias
+    scale = (reconstruction * centred).sum() / reconstruction.square().sum().clamp_min(1e-12)
+    if scale > 0:
+        sae.encoder.weight.mul_(scale)

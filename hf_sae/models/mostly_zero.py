@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from .kernels import bag_sum
 from .row_gradients import RowGradient, Transposed, give, sink_of
+from .sparse_ops import dots_of_rows
 
 
 # entries of a row per non-zero one from which on the list wins: measured on a CPU, and the ratio of compute to memory
@@ -42,9 +43,18 @@ def encode(x: Tensor, encoder: tuple[Tensor, Tensor], shift: Tensor | None) -> T
     return _Encode.apply(x, *encoder, shift)
 
 
-def decode(latents: Tensor, weight: Tensor) -> Tensor:
-    """`latents @ weight` for `[tokens, d_sae]`; where few are non-zero, product and weight gradient read those only."""
-    return _Decode.apply(latents, weight) if is_mostly_zero(latents.detach()) else latents @ weight
+def decode(latents: Tensor, weight: Tensor, learns_at_zero: bool = True) -> Tensor:
+    """`latents @ weight` for `[tokens, d_sae]`; where few are non-zero, product and weight gradient read those only.
+
+    Args:
+        latents (`Tensor`): `[tokens, d_sae]`.
+        weight (`Tensor`): `[d_sae, d_out]`.
+        learns_at_zero (`bool`): a latent that is zero has a gradient, as one just below its threshold (where it is
+            estimated); otherwise gradients of the zeros are zero.
+    """
+    if not is_mostly_zero(latents.detach()):
+        return latents @ weight
+    return _Decode.apply(latents, weight, learns_at_zero)
 
 
 def _entries(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -90,21 +100,25 @@ class _Encode(torch.autograd.Function):
 
 class _Decode(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, latents: Tensor, weight: Tensor) -> Tensor:
+    def forward(ctx: Any, latents: Tensor, weight: Tensor, learns_at_zero: bool) -> Tensor:
         tokens, indices, values = _entries(latents)
-        ctx.save_for_backward(tokens, indices, values, weight)
+        ctx.learns_at_zero, ctx.shape = learns_at_zero, latents.shape
         ctx.sink, ctx.product = sink_of(weight), _product_dtype(weight)
         offsets = F.pad(torch.bincount(tokens, minlength=latents.shape[0]).cumsum(0), (1, 0))
+        ctx.save_for_backward(tokens, indices, values, weight, offsets)
         return bag_sum(indices, weight, offsets, values)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        tokens, indices, values, weight = ctx.saved_tensors
+        tokens, indices, values, weight, offsets = ctx.saved_tensors
         grad_latents = grad_weight = None
-        if ctx.needs_input_grad[0]:  # dense: where a latent is just below its threshold it counts, too
+        if ctx.needs_input_grad[0] and ctx.learns_at_zero:
             grad_latents = (grad.to(ctx.product) @ weight.to(ctx.product).T).to(values.dtype)
+        elif ctx.needs_input_grad[0]:
+            products = dots_of_rows(grad, indices, offsets, weight).to(values.dtype)
+            grad_latents = products.new_zeros(ctx.shape).index_put_((tokens, indices), products)
         if ctx.needs_input_grad[1]:
             transposed = Transposed(indices, weight.shape[0], tokens)
             grad_weight = give(ctx.sink, RowGradient(transposed, values, grad.contiguous()), weight)
-        return grad_latents, grad_weight
+        return grad_latents, grad_weight, None

@@ -26,6 +26,8 @@ class TrainingState:
         k (`int`, *optional*): latents per token at this step, where a schedule changes it.
         l0 (`float`): mean latents per token of the last step, over all processes.
         values (`dict`): numbers of the architecture's own, such as a controller's.
+        tensors (`dict`): tensors of the architecture's own, such as running densities; saved and resumed as they are.
+        given (`dict`): what an architecture `needs` of each token of the current pass besides its activation, by name.
     """
 
     step: int = 0
@@ -37,6 +39,8 @@ class TrainingState:
     k: int | None = None
     l0: float = 0.0
     values: dict[str, float] = field(default_factory=dict)
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    given: dict[str, Tensor] = field(default_factory=dict)
 
     def dead(self) -> Tensor | None:
         """`[d_sae]` mask of the dead latents, or `None` where nothing is counted."""
@@ -50,16 +54,20 @@ class SAEOutput(ModelOutput):
     Args:
         loss (`Tensor`, *optional*): scalar, where a target or a training state was given or the model trains.
         losses (`dict`, *optional*): its parts, already weighted.
+        fvu (`Tensor`, *optional*): squared error of the whole code over the loss's normaliser.
         reconstruction (`Tensor`): `[..., d_out]`, skip included.
         latents (`Tensor` or [`SparseCode`]): dense `[..., d_sae]` or a code, as the architecture prefers.
         pre_activations (`Tensor`, *optional*): `[..., d_sae]`, on request.
+        statistics (`dict`, *optional*): in training, what the architecture wants to know of the whole batch.
     """
 
     loss: Tensor | None = None
     losses: dict[str, Tensor] | None = None
+    fvu: Tensor | None = None
     reconstruction: Tensor | None = None
     latents: Tensor | SparseCode | None = None
     pre_activations: Tensor | None = None
+    statistics: dict[str, Tensor] | None = None
 
     @property
     def code(self) -> SparseCode:

@@ -73,25 +73,28 @@ def dots(rows: Tensor, indices: Tensor, weight: Tensor) -> Tensor:
     if kernels := kernels_for(rows):
         return kernels.dots(rows, indices, weight)
     n_tokens, k = indices.shape
-    if rows.device.type == "cpu" and rows.dtype in (torch.float32, torch.float64) and k:
+    starts = torch.arange(0, n_tokens * k + 1, max(k, 1), device=indices.device)
+    return dots_of_rows(rows, indices.reshape(-1), starts[: n_tokens + 1], weight).view(n_tokens, k)
+
+
+def dots_of_rows(rows: Tensor, indices: Tensor, offsets: Tensor, weight: Tensor) -> Tensor:
+    """`[nnz]`: [`dots`] for compressed rows; `indices` `[nnz]`, `offsets` `[tokens + 1]`."""
+    if rows.device.type == "cpu" and rows.dtype in (torch.float32, torch.float64) and indices.numel():
         # a product sampled at the code's places; the constructor warns that compressed tensors are in beta
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            starts = torch.arange(0, n_tokens * k + 1, k)
             places = torch.sparse_csr_tensor(
-                starts,
-                indices.reshape(-1),
-                rows.new_zeros(n_tokens * k),
-                (n_tokens, weight.shape[0]),
+                offsets,
+                indices,
+                rows.new_zeros(len(indices)),
+                (rows.shape[0], weight.shape[0]),
                 check_invariants=False,
             )
             products = torch.sparse.sampled_addmm(places, rows, weight.detach().to(rows.dtype).T, beta=0.0)
-        return products.values().view(n_tokens, k).to(weight.dtype)
-    ones = torch.ones(n_tokens, k, dtype=weight.dtype, device=weight.device, requires_grad=True)
-    with (
-        torch.enable_grad()
-    ):  # the derivative of a bag by its weights is these products, without a [tokens, k, d] tensor
-        total = F.embedding_bag(indices, weight.detach(), per_sample_weights=ones, mode="sum")
+        return products.values().to(weight.dtype)
+    ones = torch.ones(len(indices), dtype=weight.dtype, device=weight.device, requires_grad=True)
+    with torch.enable_grad():  # the derivative of a bag by its weights is these products, without a [nnz, d] tensor
+        total = bag_sum(indices, weight.detach(), offsets, ones)
     return torch.autograd.grad(total, ones, rows.to(weight.dtype))[0]
 
 

@@ -87,7 +87,7 @@ def open_stream(
     [`ActivationStream`] and win.
     """
     process = Accelerator()
-    points = list(dict.fromkeys([str(config.hook_in), str(config.hook_out or config.hook_in)]))
+    points = list(dict.fromkeys((*config.places_in, *config.places_out)))
     bytes_per_token = 4 * (config.d_in + (config.d_out or 0)) + 16
     tokens = max(args.total_tokens // 8, 4 * args.tokens_per_batch)
     chosen: dict[str, Any] = {

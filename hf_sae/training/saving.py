@@ -13,6 +13,8 @@ from . import checkpoint
 from .trainee import Trainee
 
 
+TENSORS = "tensors."  # before the names of an architecture's own
+
 if TYPE_CHECKING:
     from .trainer import SAETrainer
 
@@ -51,9 +53,12 @@ def _write_state(trainee: Trainee, place: Path) -> dict[str, Any] | None:
     number, count = trainee.scheme.shard()
     if count == 1 and not trainee.scheme.writes(trainee.name):
         return None
+    state = dict(vars(trainee.state))
+    own = {f"{TENSORS}{name}": value for name, value in state.pop("tensors").items()}
+    del state["given"]  # of one pass
     tensors = checkpoint.optimizer_tensors(trainee.optimizer, trainee.parameter_names())
     path = place / checkpoint.shard_name(checkpoint.OPTIMIZER, number, count)
-    return checkpoint.write(path, {**tensors, **vars(trainee.state)}, trainee.scheme.latents(trainee.sae))
+    return checkpoint.write(path, {**tensors, **own, **state}, trainee.scheme.latents(trainee.sae))
 
 
 def resume(trainer: SAETrainer, folder: Path) -> None:
@@ -72,7 +77,9 @@ def resume(trainer: SAETrainer, folder: Path) -> None:
         trainer.scheme.load_model(trainee.sae, place)
         values = checkpoint.read_rows(place, trainee.sae.per_latent, *trainer.scheme.latents(trainee.sae))
         own = {key: values.pop(key) for key in list(values) if "/" not in key} | state["saes"][trainee.name]
-        own[checkpoint.FIRED] = own[checkpoint.FIRED].to(trainer.processes.device)
+        device = trainer.processes.device
+        own["tensors"] = {k.removeprefix(TENSORS): own.pop(k).to(device) for k in list(own) if k.startswith(TENSORS)}
+        own[checkpoint.FIRED] = own[checkpoint.FIRED].to(device)
         trainee.restore(TrainingState(**own))
         trainee.state.total_steps = trainer.args.total_steps
         checkpoint.restore_optimizer(trainee.optimizer, trainee.parameter_names(), values)

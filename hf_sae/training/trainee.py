@@ -52,12 +52,6 @@ class Trainee:
         state.tokens_since_fired = torch.zeros(last - first, dtype=torch.long, device=device)
         return cls(name, sae, optimizer, state, scheme)
 
-    @property
-    def points(self) -> tuple[str, str]:
-        """The places that are read and written."""
-        config = self.sae.config
-        return str(config.hook_in), str(config.hook_in if config.hook_out is None else config.hook_out)
-
     def parameter_names(self) -> list[str]:
         """Names in the optimiser's order."""
         return [name for name, p in self.sae.named_parameters() if p.requires_grad]
@@ -70,13 +64,14 @@ class Trainee:
         """
         config = self.sae.config
         if isinstance(batch, dict):
-            missing = [p for p in self.points if p not in batch]
+            missing = [place for place in (*config.places_in, *config.places_out) if place not in batch]
             if missing:
                 raise HookPointError(
                     f"{self.name} needs {missing[0]!r}, the batch has {', '.join(map(repr, batch))}. "
                     "Add the place to the stream's hook_points."
                 )
-            batch = (batch[self.points[0]], batch[self.points[1]])
+            x = _side_by_side(batch, config.places_in)
+            batch = (x, _side_by_side(batch, config.places_out)) if config.is_transcoder else x
         if isinstance(batch, Tensor) and config.is_transcoder:
             raise HookPointError(f"{self.name} is a transcoder: give pairs (x, target) or a dict by hook point.")
         x, target = batch if isinstance(batch, tuple) else (batch, batch)
@@ -88,13 +83,33 @@ class Trainee:
                 )
         return x, target
 
-    def step(self, x: Tensor, target: Tensor, total: int, args: SAETrainingArguments) -> None:
+    def given(self, batch: Batch) -> dict[str, Tensor]:
+        """What the SAE `needs` of each token besides its activation, by name.
+
+        Raises:
+            HookPointError: for a batch without it.
+        """
+        found = {}
+        for name in self.sae.needs:
+            keys = [f"{place}/{name}" for place in self.sae.config.places_in]
+            if not isinstance(batch, dict) or not batch.keys() >= set(keys):
+                raise HookPointError(
+                    f"{self.name} is a {type(self.sae).__name__} and needs the {name} of each token, {keys[0]!r} in a batch "
+                    f"by hook point. Make the stream with hook_points={self.sae.batch_keys}."
+                )
+            found[name] = _side_by_side(batch, keys)
+        return found
+
+    def step(
+        self, x: Tensor, target: Tensor, total: int, args: SAETrainingArguments, given: dict[str, Tensor] | None = None
+    ) -> None:
         """One optimiser step, computed in `gradient_accumulation_steps` parts.
 
         Args:
             x (`Tensor`), target (`Tensor`): `[tokens, d_in]` and `[tokens, d_out]`, what this process computes on.
             total (`int`): tokens of the whole batch.
             args ([`SAETrainingArguments`]): of the run.
+            given (`dict`, *optional*): of each token, what the SAE `needs`.
 
         Raises:
             DataError: if the loss is not finite; the weights are then as they were.
@@ -104,16 +119,21 @@ class Trainee:
         self.sae.before_step(self.state)
         fired = torch.zeros_like(self.state.tokens_since_fired)
         losses = torch.zeros(2, device=x.device)
+        statistics: dict[str, Tensor] = {}
         size = math.ceil(x.shape[0] / args.gradient_accumulation_steps)
         for start in range(0, x.shape[0], size):
             part = slice(start, start + size)
             share = x[part].shape[0] / total
+            self.state.given = {name: rows[part].to(x.device) for name, rows in (given or {}).items()}
             with torch.autocast(x.device.type, torch.bfloat16, enabled=args.computes_in_bf16(x.device)):
                 output = self.sae(x[part], target=target[part], state=self.state)
             (output.loss * share).backward()
             fired += _firing_counts(output.latents)
-            losses = losses + torch.stack([output.loss, output.losses["reconstruction"]]).detach() * share
+            losses = losses + torch.stack([output.loss, output.fvu]).detach() * share
+            _merge(statistics, output.statistics or {}, share)
+        self.state.given = {}
         fired, losses = self.scheme.sum_losses(fired, losses)
+        output.statistics = self.scheme.sum_statistics(statistics)
         self.loss, self.fvu = losses.tolist()
         self._require_finite(x, target)
         self.scheme.sum_gradients(self.optimizer)
@@ -155,6 +175,19 @@ class Trainee:
         self.state = state
         (n_dead,) = self.scheme.sum_over_latents(self._dead().sum())
         self.dead_share = n_dead / self.sae.config.d_sae
+
+
+def _side_by_side(batch: dict[str, Tensor], places: list[str]) -> Tensor:
+    return batch[places[0]] if len(places) == 1 else torch.cat([batch[place] for place in places], dim=-1)
+
+
+def _merge(statistics: dict[str, Tensor], part: dict[str, Tensor], share: float) -> None:
+    """Adds the statistics of a part of the batch to those of the others."""
+    for name, value in part.items():
+        if name.endswith("_max"):
+            statistics[name] = torch.maximum(statistics[name], value) if name in statistics else value
+        else:
+            statistics[name] = statistics.get(name, 0) + value * share
 
 
 def _firing_counts(latents: Tensor | SparseCode) -> Tensor:

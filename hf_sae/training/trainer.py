@@ -167,7 +167,7 @@ class SAETrainer:
         for trainee in self._own():
             x, target = (part.to(self.processes.device) for part in trainee.select(batch))
             try:
-                trainee.step(x, target, total, self.args)
+                trainee.step(x, target, total, self.args, trainee.given(batch))
             except DataError as error:
                 failure = failure or error
         self._share_figures(failure)

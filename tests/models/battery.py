@@ -28,6 +28,9 @@ KINDS = {
     "transcoder": {"hook_in": "mlp_in.1", "hook_out": "mlp_out.1", "d_out": D_OUT},
     "skip": {"hook_in": "mlp_in.1", "hook_out": "mlp_out.1", "d_out": D_OUT, "skip": True},
 }
+# What the kinds differ in is the base class's business: the first architectures stand for it, others take these.
+FEWER_KINDS = ("sae", "sae-layer_norm", "skip")
+ALL_KINDS = ("hf_sae_topk", "hf_sae_standard", "hf_sae_jumprelu")
 # A small k where an architecture has one: the default of 32 would keep every latent.
 SMALL = {"k": 4, "target_l0": 4}
 
@@ -49,7 +52,7 @@ class Case:
         torch.manual_seed(seed)
         sae = AutoSAE.from_config(self.config(**changes))
         with torch.no_grad():  # no parameter keeps a value that would hide a mistake, such as a zero bias
-            for name, parameter in sae.named_parameters():
+            for name, parameter in (*sae.named_parameters(), *sae.named_buffers()):
                 if "threshold" in name:
                     parameter.uniform_(0.05, 0.2)
                 elif parameter.ndim == 1 or "skip" in name:
@@ -67,5 +70,17 @@ class Case:
         state.tokens_since_fired = torch.zeros(sae.config.d_sae, dtype=torch.long)
         return state
 
+    def given(self, sae: SAE, n: int = 40, seed: int = 2) -> dict[str, Tensor]:
+        """What the architecture needs of each token besides its activation."""
+        generator = torch.Generator().manual_seed(seed)
+        return {name: torch.randn(n, D_IN, generator=generator) for name in sae.needs}
 
-CASES = [Case(model_type, kind) for model_type in sorted(registered()) for kind in KINDS]
+
+def kinds_of(model_type: str) -> list[str]:
+    """The kinds that an architecture is tested in."""
+    kinds = KINDS if model_type in ALL_KINDS else FEWER_KINDS
+    tied = registered()[model_type][0].tied
+    return [kind for kind in kinds if not (tied and "hook_out" in KINDS[kind])]
+
+
+CASES = [Case(model_type, kind) for model_type in sorted(registered()) for kind in kinds_of(model_type)]

@@ -65,6 +65,12 @@ class DataParallel:
         summed = self.processes.sum_(torch.cat([fired.double(), losses.double()]))
         return summed[: len(fired)].long(), summed[len(fired) :]
 
+    def sum_statistics(self, statistics: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Parts of means to means, and maxima to maxima (names that end in `_max`), of the whole batch."""
+        for name, value in statistics.items():
+            (self.processes.max_ if name.endswith("_max") else self.processes.sum_)(value)
+        return statistics
+
     def everywhere(self, holds: bool) -> bool:
         """Whether something holds in every process that trains this SAE."""
         return all(row[0] for row in self.processes.exchange(int(holds)))

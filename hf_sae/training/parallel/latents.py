@@ -175,6 +175,10 @@ class SharedLatents(DataParallel):
         """Losses are of the whole batch already, and firing is counted where the latent is."""
         return fired, losses
 
+    def sum_statistics(self, statistics: dict[str, Tensor]) -> dict[str, Tensor]:
+        """They are of the whole batch already."""
+        return statistics
+
     def sum_over_latents(self, *counts: Tensor) -> list[int]:
         """Over the ranges of all processes."""
         found = self.processes.exchange(*(int(count) for count in counts))

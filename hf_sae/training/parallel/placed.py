@@ -32,9 +32,7 @@ class PlacedSAEs(DataParallel):
         for name, sae in sorted(saes.items(), key=lambda item: (-_cost(item[1]), item[0])):
             self.owner[name] = load.index(min(load))
             load[self.owner[name]] += _cost(sae)
-        self._places = {
-            name: {str(s.config.hook_in), str(s.config.hook_out or s.config.hook_in)} for name, s in saes.items()
-        }
+        self._places = {name: set(sae.batch_keys) for name, sae in saes.items()}
 
     def trains(self, name: str) -> bool:
         """Whether the SAE was placed here."""
@@ -82,6 +80,10 @@ class PlacedSAEs(DataParallel):
     def sum_losses(self, fired: Tensor, losses: Tensor) -> tuple[Tensor, Tensor]:
         """Both are of the whole batch already."""
         return fired, losses
+
+    def sum_statistics(self, statistics: dict[str, Tensor]) -> dict[str, Tensor]:
+        """As [`sum_losses`]."""
+        return statistics
 
     def everywhere(self, holds: bool) -> bool:
         """An SAE is in one process only."""

@@ -101,6 +101,13 @@ class Processes:
                 dist.all_reduce(tensor)
         return tensor
 
+    def max_(self, tensor: Tensor) -> Tensor:
+        """The largest over the processes of each entry, in place."""
+        if self.size > 1 and tensor.numel():
+            with self.watched():
+                dist.all_reduce(tensor, dist.ReduceOp.MAX)
+        return tensor
+
     def sum_all_(self, tensors: Sequence[Tensor]) -> None:
         """[`sum_`] of many tensors, the small ones in buckets."""
         if self.size == 1:

@@ -1,0 +1,39 @@
+"""The decoder of every architecture: the dictionary, read densely or by the latents that fire."""
+
+import torch
+from torch import Tensor, nn
+
+from .dictionary import WholeDictionary
+from .mostly_zero import decode as decode_mostly_zero
+from .sparse_code import SparseCode
+from .sparse_ops import decode as sparse_decode
+from .sparse_ops import decode_rows
+
+
+class Decoder(nn.Module):
+    """`latents @ weight + bias`, with a latent a contiguous row of `weight` `[d_sae, d_out]`."""
+
+    def __init__(self, d_sae: int, d_out: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(d_sae, d_out))
+        self.bias = nn.Parameter(torch.empty(d_out))
+        self.dictionary = WholeDictionary()
+        self.learns_at_zero = False  # whether a latent that is zero has a gradient all the same
+
+    def forward(self, latents: Tensor | SparseCode | None = None) -> Tensor:
+        """`[..., d_out]`; the bias alone where no latents are given (so that offloading hooks see that read too)."""
+        if latents is None:
+            return self.bias
+        if not isinstance(latents, SparseCode):
+            latents = latents.to(self.weight.dtype)
+            if torch.is_grad_enabled() and self.weight.requires_grad:
+                rows = decode_mostly_zero(latents.reshape(-1, latents.shape[-1]), self.weight, self.learns_at_zero)
+                return self.dictionary.sum(rows).view(*latents.shape[:-1], -1) + self.bias
+            return self.dictionary.sum(latents @ self.weight) + self.bias
+        if latents.offsets is None:
+            k = latents.values.shape[-1]
+            values, indices = latents.values.reshape(-1, k), latents.indices.reshape(-1, k)
+            out = sparse_decode(values, indices, self.weight, latents.transposed)
+        else:
+            out = decode_rows(latents.values, latents.indices, latents.offsets, self.weight)
+        return self.dictionary.sum(out).view(*latents.shape, -1) + self.bias
