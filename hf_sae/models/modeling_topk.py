@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from .configuration_sae import SAEConfig, require_amounts, require_between, strict_config
 from .modeling_sae import SAE, Norm
 from .outputs import Pass, TrainingState
+from .screening import can_screen
 from .sparse_code import SparseCode
 from .sparse_ops import select_pre_activations, select_rows, top_k
 
@@ -107,7 +108,7 @@ def select_top_k(sae: SAE, x: Tensor, k: int, norm: Norm | None) -> tuple[Sparse
 
     With gradients and a plain encoder only the selected rows get a gradient product.
     """
-    if not torch.is_grad_enabled() or not sae.encoder_is_plain():
+    if not sae.encoder_is_plain() or not (torch.is_grad_enabled() or can_screen(x, sae.encoder.weight, k)):
         pre = sae.pre_activations(x)
         return largest(sae, pre, k, norm), pre
     rows = x.reshape(-1, x.shape[-1])
