@@ -48,9 +48,8 @@ def can_screen(x: Tensor, weight: Tensor, k: int) -> bool:
         return False
     if x.dtype != torch.float32 or weight.dtype != torch.float32 or not x.numel():
         return False
-    return (
-        x.shape[1] >= MIN_WIDTH and weight.shape[0] >= MIN_LATENTS_PER_CANDIDATE * CANDIDATES * k and _fast_bfloat16()
-    )
+    enough = weight.shape[0] >= MIN_LATENTS_PER_CANDIDATE * CANDIDATES * k
+    return enough and WIDTHS[0] <= x.shape[1] <= WIDTHS[1] and _fast_bfloat16()
 
 
 class Screen:
