@@ -3,6 +3,7 @@
 from .auto import AutoSAE, AutoTranscoder, registered
 from .configuration_sae import SAEConfig, strict_config
 from .errors import CheckpointError, ConfigError
+from .modeling_batch_topk import BatchTopKConfig, BatchTopKSAE
 from .modeling_jumprelu import JumpReLUConfig, JumpReLUSAE
 from .modeling_sae import SAE, Decoder
 from .modeling_standard import StandardConfig, StandardSAE
@@ -14,11 +15,14 @@ from .sparse_code import SparseCode
 AutoSAE.register(StandardConfig, StandardSAE)
 AutoSAE.register(TopKConfig, TopKSAE)
 AutoSAE.register(JumpReLUConfig, JumpReLUSAE)
+AutoSAE.register(BatchTopKConfig, BatchTopKSAE)
 
 __all__ = [
     "SAE",
     "AutoSAE",
     "AutoTranscoder",
+    "BatchTopKConfig",
+    "BatchTopKSAE",
     "CheckpointError",
     "ConfigError",
     "Decoder",

@@ -165,8 +165,8 @@ def _pre_activations_of(sae: SAE, x: Tensor, index: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def shorten_encoder_rows(sae: SAE, x: Tensor) -> None:
-    """Scales the encoder rows by the least-squares factor for a sample `[tokens, d_in]`.
+def shorten_encoder_rows(sae: SAE, x: Tensor, state: TrainingState | None = None) -> None:
+    """Scales the encoder rows by the least-squares factor for a sample `[tokens, d_in]`; `state` goes to `latents_of`.
 
     The rows of an overcomplete dictionary overlap, so that k projections on unit rows add up to several times the input.
     """
@@ -174,7 +174,7 @@ def shorten_encoder_rows(sae: SAE, x: Tensor) -> None:
         return
     sample, _ = sae.normalize(x[:SCALE_TOKENS])
     centred = sample - sae.decoder.bias
-    reconstruction = sae.decoder(sae.latents_of(sample, None)[0]) - sae.decoder.bias
+    reconstruction = sae.decoder(sae.latents_of(sample, None, state)[0]) - sae.decoder.bias
     scale = (reconstruction * centred).sum() / reconstruction.square().sum().clamp_min(1e-12)
     if scale > 0:
         sae.encoder.weight.mul_(scale)

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from hf_sae.models import TopKConfig, TopKSAE
+from hf_sae.models.entry_ops import decode_entries
 from hf_sae.models.outputs import TrainingState
 from hf_sae.models.row_gradients import RowGradient, SomeRows, Transposed
 from hf_sae.models.sparse_ops import (
     decode,
-    decode_rows,
     dots,
     select_pre_activations,
     select_rows,
@@ -98,12 +98,12 @@ def test_the_sum_depends_on_the_indices_only():
     assert torch.equal(first, Transposed(indices.clone(), D_SAE).sum_rows(values, rows))
 
 
-def test_decode_rows_reads_compressed_rows_with_empty_ones():
+def test_decode_entries_reads_compressed_rows_with_empty_ones():
     offsets = torch.tensor([0, 0, 3, 3, 5])
     indices, values = torch.tensor([1, 7, 2, 7, 0]), torch.randn(5, requires_grad=True)
     weight = torch.randn(D_SAE, D_OUT, requires_grad=True)
     dense = torch.zeros(4, D_SAE).index_put((torch.tensor([1, 1, 1, 3, 3]), indices), values)
-    out = decode_rows(values, indices, offsets, weight)
+    out = decode_entries(values, indices, offsets, weight)
     close(out.detach(), (dense @ weight).detach())
     upstream = torch.randn(4, D_OUT)
     sparse = torch.autograd.grad(out, (values, weight), upstream, retain_graph=True)
