@@ -23,6 +23,7 @@ from hf_sae.models import (
 )
 from hf_sae.models.modeling_batch_topk import batch_top_k, running_mean_
 from hf_sae.training import SAETrainer, SAETrainingArguments
+from tests.training.planted import trainer
 
 
 FIELDS = {"d_in": 8, "d_sae": 24, "hook_in": "resid_post.0"}
@@ -198,14 +199,13 @@ def test_a_resumed_run_goes_on_with_the_threshold_and_its_weight(tmp_path: Path)
     for folder, cut in (("straight", False), ("cut", True)):
         torch.manual_seed(0)
         sae = BatchTopKSAE(BatchTopKConfig(d_in=16, d_sae=32, k=2.5, hook_in="resid_post.0"))
-        args = SAETrainingArguments(output_dir=str(tmp_path / folder), total_tokens=2560, tokens_per_batch=256)
-        run = SAETrainer(sae, args, x)
+        run = trainer(sae, tmp_path / folder, x)
         if cut:
             for batch in x.split(256)[:4]:
                 run.training_step(batch)
             run.save_checkpoint()
             sae = BatchTopKSAE(BatchTopKConfig(d_in=16, d_sae=32, k=2.5, hook_in="resid_post.0"))
-            run = SAETrainer(sae, args, x)
+            run = trainer(sae, tmp_path / folder, x)
         run.train(resume_from_checkpoint=cut or None)
         saes.append(sae.state_dict())
     assert saes[0]["threshold"] > 0
