@@ -21,7 +21,7 @@ from hf_sae.cli import main
 from hf_sae.commands.features import sae_ids
 from hf_sae.commands.steer import parse_rows
 from hf_sae.errors import ConfigError, DataError
-from hf_sae.models import JumpReLUSAE, StandardSAE, TopKSAE
+from hf_sae.models import BatchTopKSAE, JumpReLUSAE, StandardSAE, TopKSAE
 from hf_sae.steering import OfMax, OfNorm, ablate, add, clamp, scale, when
 
 
