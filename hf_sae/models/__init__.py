@@ -5,6 +5,7 @@ from .configuration_sae import SAEConfig, strict_config
 from .errors import CheckpointError, ConfigError
 from .modeling_batch_topk import BatchTopKConfig, BatchTopKSAE
 from .modeling_jumprelu import JumpReLUConfig, JumpReLUSAE
+from .modeling_matryoshka import MatryoshkaConfig, MatryoshkaSAE
 from .modeling_sae import SAE, Decoder
 from .modeling_standard import StandardConfig, StandardSAE
 from .modeling_topk import TopKConfig, TopKSAE
@@ -16,6 +17,7 @@ AutoSAE.register(StandardConfig, StandardSAE)
 AutoSAE.register(TopKConfig, TopKSAE)
 AutoSAE.register(JumpReLUConfig, JumpReLUSAE)
 AutoSAE.register(BatchTopKConfig, BatchTopKSAE)
+AutoSAE.register(MatryoshkaConfig, MatryoshkaSAE)
 
 __all__ = [
     "SAE",
@@ -28,6 +30,8 @@ __all__ = [
     "Decoder",
     "JumpReLUConfig",
     "JumpReLUSAE",
+    "MatryoshkaConfig",
+    "MatryoshkaSAE",
     "SAEConfig",
     "SAEOutput",
     "SparseCode",

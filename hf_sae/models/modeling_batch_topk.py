@@ -26,9 +26,11 @@ from .configuration_sae import SAEConfig, require_amounts, require_between, stri
 from .entry_ops import Choice, compressed
 from .entry_ops import select_entries as select_entries_of
 from .errors import ConfigError
+from .modeling_jumprelu import JumpReLUSAE
 from .modeling_sae import SAE, Norm
 from .modeling_topk import auxk, shorten_encoder_rows
 from .outputs import Pass, SAEOutput, TrainingState
+from .rewriting import as_jumprelu
 from .sparse_code import SparseCode
 from .sparse_ops import top_k
 
@@ -123,6 +125,11 @@ class BatchTopKSAE(SAE):
             ConfigError: if no pre-activation of the sample is positive.
         """
         return estimate_threshold(self, hidden_states, self.config.k)
+
+    def to_jumprelu(self) -> JumpReLUSAE:
+        """The [`JumpReLUSAE`] of the same outputs; a `ConfigError` while θ was never set."""
+        require_threshold(self)
+        return as_jumprelu(self, self.threshold, target_l0=self.config.k)
 
 
 def require_mean_l0(config: Any) -> None:
