@@ -4,6 +4,7 @@ from .auto import AutoSAE, AutoTranscoder, registered
 from .configuration_sae import SAEConfig, strict_config
 from .errors import CheckpointError, ConfigError
 from .modeling_batch_topk import BatchTopKConfig, BatchTopKSAE
+from .modeling_feature_choice import FeatureChoiceConfig, FeatureChoiceSAE
 from .modeling_jumprelu import JumpReLUConfig, JumpReLUSAE
 from .modeling_matryoshka import MatryoshkaConfig, MatryoshkaSAE
 from .modeling_sae import SAE, Decoder
@@ -18,6 +19,7 @@ AutoSAE.register(TopKConfig, TopKSAE)
 AutoSAE.register(JumpReLUConfig, JumpReLUSAE)
 AutoSAE.register(BatchTopKConfig, BatchTopKSAE)
 AutoSAE.register(MatryoshkaConfig, MatryoshkaSAE)
+AutoSAE.register(FeatureChoiceConfig, FeatureChoiceSAE)
 
 __all__ = [
     "SAE",
@@ -28,6 +30,8 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "Decoder",
+    "FeatureChoiceConfig",
+    "FeatureChoiceSAE",
     "JumpReLUConfig",
     "JumpReLUSAE",
     "MatryoshkaConfig",

@@ -119,7 +119,7 @@ def select_top_k(sae: SAE, x: Tensor, k: int, norm: Norm | None) -> tuple[Sparse
     return SparseCode(values, indices.view(shape), None, d_sae, norm, transposed=transposed), None
 
 
-def auxk(sae: SAE, result: Pass, by_magnitude: bool = False) -> dict[str, Tensor]:
+def auxk(sae: SAE, result: Pass, by_magnitude: bool = False, candidates: Tensor | None = None) -> dict[str, Tensor]:
     """AuxK (section A.2 of the paper, with the loss's one normaliser): the `k_aux` largest of the dead latents'
     pre-activations reconstruct what the live ones left over. Empty without dead latents.
 
@@ -127,8 +127,9 @@ def auxk(sae: SAE, result: Pass, by_magnitude: bool = False) -> dict[str, Tensor
         sae ([`SAE`]): whose config has `aux_coefficient` and `k_aux`.
         result ([`Pass`]): with the counters that say which latents are dead.
         by_magnitude (`bool`): the largest by absolute value, signs kept, for architectures with signed latents.
+        candidates (`Tensor`, *optional*): `[d_sae]` mask of the latents that are taken for dead.
     """
-    dead = result.state.dead()
+    dead = result.state.dead() if candidates is None else candidates
     if dead is None or not sae.config.aux_coefficient or not (n_dead := sae.dictionary.count(dead)):
         return {}
     index = dead.nonzero().squeeze(1)
