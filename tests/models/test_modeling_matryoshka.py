@@ -157,7 +157,7 @@ def families(n: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def hole_rate(sae: SAE) -> float:
     """How often the latent that stands for a parent is silent while one of its children is there."""
-    x, active, atoms = families(4096, 10**6)
+    x, active, _ = families(4096, 10**6)
     fires = sae.encode(x) != 0
     rates = []
     for parent in range(3):
@@ -170,7 +170,7 @@ def hole_rate(sae: SAE) -> float:
 
 def test_parents_keep_firing_with_their_children(tmp_path: Path) -> None:
     fields = {"d_in": 20, "d_sae": 12, "k": 1.8, "hook_in": "resid_post.0"}
-    x, rates = families(256 * 250, 0)[0], []
+    x, rates = families(256 * 150, 0)[0], []
     for config in (BatchTopKConfig(**fields), MatryoshkaConfig(**fields, group_bounds=[3, 12])):
         torch.manual_seed(1)
         sae = AutoSAE.from_config(config)

@@ -12,6 +12,7 @@ from hf_sae.models import (
     AutoSAE,
     BatchTopKConfig,
     ConfigError,
+    FeatureChoiceConfig,
     JumpReLUConfig,
     JumpReLUSAE,
     MatryoshkaConfig,
@@ -23,7 +24,7 @@ from hf_sae.models.rewriting import as_jumprelu, fold_decoder_norms
 
 
 FIELDS = {"d_in": 8, "d_sae": 24, "hook_in": "resid_post.0"}
-THRESHOLDED = {"batch_topk": BatchTopKConfig, "matryoshka": MatryoshkaConfig}
+THRESHOLDED = {"batch_topk": BatchTopKConfig, "matryoshka": MatryoshkaConfig, "feature_choice": FeatureChoiceConfig}
 KINDS = [
     {},
     {"input_norm": "layer_norm"},
@@ -72,7 +73,7 @@ def test_the_jumprelu_has_equal_outputs(name: str, changes: dict, tmp_path: Path
 @pytest.mark.parametrize("name", THRESHOLDED)
 def test_half_precision_keeps_the_threshold_in_full(name: str) -> None:
     sae = build(THRESHOLDED[name]).bfloat16()
-    sae.threshold = torch.tensor(0.3001)
+    sae.threshold = torch.rand(sae.threshold.shape) / 2
     ours, x = sae.to_jumprelu(), torch.randn(50, 8).bfloat16()
     assert (ours.dtype, ours.threshold.dtype) == (torch.bfloat16, torch.float32)
     assert torch.equal(ours.encode(x), sae.encode(x))
@@ -87,7 +88,7 @@ def test_without_a_threshold_there_is_nothing_to_rewrite(name: str) -> None:
 
 
 @pytest.mark.parametrize("changes", KINDS, ids=str)
-@pytest.mark.parametrize("config", [StandardConfig, JumpReLUConfig, BatchTopKConfig, MatryoshkaConfig])
+@pytest.mark.parametrize("config", [StandardConfig, JumpReLUConfig, *THRESHOLDED.values()])
 def test_folded_norms_give_unit_rows_and_equal_outputs(config: type, changes: dict) -> None:
     sae, x = build(config, free_norms=True, **changes), torch.randn(50, 8).double()
     with torch.no_grad():
