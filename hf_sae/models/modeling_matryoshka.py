@@ -171,8 +171,7 @@ class MatryoshkaSAE(SAE):
         n_groups, inner = len(bounds) - 1, latents.indices < bounds[-2]
         indices, values = latents.indices[inner], latents.values[inner]
         groups = torch.bucketize(indices, torch.tensor(bounds[:-1], device=indices.device), right=True)
-        tokens = torch.arange(latents.n_rows, device=indices.device).repeat_interleave(latents.offsets.diff())[inner]
-        bags = tokens * n_groups + groups  # ascending: latents are, within a token
+        bags = latents.row_of_entry()[inner] * n_groups + groups  # ascending: latents are, within a token
         n_bags = latents.n_rows * n_groups
         sums = decode_entries(
             values, indices, row_starts(bags, n_bags), weight, Transposed(indices, weight.shape[0], bags)
