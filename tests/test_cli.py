@@ -21,7 +21,7 @@ from hf_sae.cli import main
 from hf_sae.commands.features import sae_ids
 from hf_sae.commands.steer import parse_rows
 from hf_sae.errors import ConfigError, DataError
-from hf_sae.models import JumpReLUSAE, StandardSAE, TopKSAE
+from hf_sae.models import BatchTopKSAE, JumpReLUSAE, StandardSAE, TopKSAE
 from hf_sae.steering import OfMax, OfNorm, ablate, add, clamp, scale, when
 
 
@@ -149,6 +149,7 @@ def test_train_leaves_model_checkpoints_statistics_report_and_card(saved: Path):
     [
         (["--arch", "standard", "--l1-coefficient", "0.5"], (StandardSAE, {"l1_coefficient": 0.5})),
         (["--arch", "jumprelu", "--target-l0", "6", "--set", "bandwidth=0.2"], (JumpReLUSAE, {"bandwidth": 0.2})),
+        (["--arch", "mutual_choice", "--k", "2.5"], (BatchTopKSAE, {"k": 2.5, "model_type": "hf_sae_batch_topk"})),
         (
             ["--hook", "mlp_in.1", "--hook-out", "mlp_out.1", "--skip", "--set", "k_aux=4"],
             (TopKSAE, {"is_transcoder": True, "skip": True, "k_aux": 4}),
@@ -218,6 +219,7 @@ def test_a_wrong_config_file_is_an_error(run: Any, tmp_path: Path, text: str, me
     ("arguments", "message"),
     [
         (["train", "--arch", "topkk"], "Did you mean 'topk'?"),
+        (["train", "--arch", "mutal_choice"], "Did you mean 'mutual_choice'?"),
         (["train", "--hook", "resid_pots.1"], "resid_post.1"),
         (["train", "--layer", "9"], "4 layers"),
         (["train", "--layer", "1", "--hook", "mlp_in.1"], "give one of them"),

@@ -25,6 +25,7 @@ Option = typer.Option
 LAST = ("last", "true", "True")
 DEFAULT_HOOK = "resid_post.1"  # of the default host
 EXPANSION = 16
+ALIASES = {"mutual_choice": "batch_topk"}  # other papers' names of the same method
 
 
 def train(
@@ -48,7 +49,7 @@ def train(
     arch: Annotated[str, Option(help="Architecture: topk, standard, jumprelu, …")] = "topk",
     d_sae: Annotated[int | None, Option(help="Number of latents.")] = None,
     expansion: Annotated[int, Option(help="Latents per input dimension, where --d-sae is not given.")] = EXPANSION,
-    k: Annotated[int | None, Option(help="Active latents per token (topk).")] = None,
+    k: Annotated[float | None, Option(help="Active latents per token (topk), or in the mean (batch_topk).")] = None,
     l1_coefficient: Annotated[float | None, Option(help="Weight of the L1 penalty (standard).")] = None,
     target_l0: Annotated[float | None, Option(help="Mean active latents per token (jumprelu).")] = None,
     set_: Annotated[
@@ -144,6 +145,7 @@ def build_config(
     from ..models import registered
 
     known = {model_type.removeprefix("hf_sae_"): config for model_type, (config, _) in registered().items()}
+    known |= {alias: known[name] for alias, name in ALIASES.items()}
     if options.arch not in known:
         fail(f"--arch {options.arch!r} does not exist. {did_you_mean(options.arch, known)}")
     if options.hook is not None and options.layer is not None:
@@ -165,6 +167,8 @@ def build_config(
         "provenance": {"corpus": corpus_info("train")} if options.dataset is None else None,
     }
     own = {name: getattr(options, name) for name in ("k", "l1_coefficient", "target_l0")}
+    if own["k"] is not None and own["k"].is_integer():
+        own["k"] = int(own["k"])
     fields |= {name: value for name, value in own.items() if value is not None}
     return known[options.arch](**fields | pairs(options.set_ or (), "--set"))
 

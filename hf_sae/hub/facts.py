@@ -86,7 +86,8 @@ def summary(sae: SAE, escape: Callable[[str], str]) -> str:
     """One sentence: architecture, width, sparsity, place and host."""
     config = sae.config
     kind = "skip transcoder" if config.skip else "transcoder" if config.is_transcoder else "sparse autoencoder"
-    sparsity = {"k": "{} active on each token", "target_l0": "about {} active on each token"}
+    each = "about {} active on each token"
+    sparsity = {"k": each if sae.couples_tokens else "{} active on each token", "target_l0": each}
     active = [text.format(f"{v:g}") for key, text in sparsity.items() if (v := getattr(config, key, None))]
     host = config.base_model and (hub_id(config.base_model, config.base_revision) or Path(config.base_model).name)
     host = {None: "its host", DEFAULT_HOST: OWN_HOST}.get(host, f"`{host}`")

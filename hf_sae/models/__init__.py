@@ -3,7 +3,10 @@
 from .auto import AutoSAE, AutoTranscoder, registered
 from .configuration_sae import SAEConfig, strict_config
 from .errors import CheckpointError, ConfigError
+from .modeling_batch_topk import BatchTopKConfig, BatchTopKSAE
+from .modeling_feature_choice import FeatureChoiceConfig, FeatureChoiceSAE
 from .modeling_jumprelu import JumpReLUConfig, JumpReLUSAE
+from .modeling_matryoshka import MatryoshkaConfig, MatryoshkaSAE
 from .modeling_sae import SAE, Decoder
 from .modeling_standard import StandardConfig, StandardSAE
 from .modeling_topk import TopKConfig, TopKSAE
@@ -14,16 +17,25 @@ from .sparse_code import SparseCode
 AutoSAE.register(StandardConfig, StandardSAE)
 AutoSAE.register(TopKConfig, TopKSAE)
 AutoSAE.register(JumpReLUConfig, JumpReLUSAE)
+AutoSAE.register(BatchTopKConfig, BatchTopKSAE)
+AutoSAE.register(MatryoshkaConfig, MatryoshkaSAE)
+AutoSAE.register(FeatureChoiceConfig, FeatureChoiceSAE)
 
 __all__ = [
     "SAE",
     "AutoSAE",
     "AutoTranscoder",
+    "BatchTopKConfig",
+    "BatchTopKSAE",
     "CheckpointError",
     "ConfigError",
     "Decoder",
+    "FeatureChoiceConfig",
+    "FeatureChoiceSAE",
     "JumpReLUConfig",
     "JumpReLUSAE",
+    "MatryoshkaConfig",
+    "MatryoshkaSAE",
     "SAEConfig",
     "SAEOutput",
     "SparseCode",

@@ -4,10 +4,10 @@ import torch
 from torch import Tensor, nn
 
 from .dictionary import WholeDictionary
+from .entry_ops import decode_entries
 from .mostly_zero import decode as decode_mostly_zero
 from .sparse_code import SparseCode
 from .sparse_ops import decode as sparse_decode
-from .sparse_ops import decode_rows
 
 
 class Decoder(nn.Module):
@@ -35,5 +35,6 @@ class Decoder(nn.Module):
             values, indices = latents.values.reshape(-1, k), latents.indices.reshape(-1, k)
             out = sparse_decode(values, indices, self.weight, latents.transposed)
         else:
-            out = decode_rows(latents.values, latents.indices, latents.offsets, self.weight)
+            places = latents.indices, latents.offsets
+            out = decode_entries(latents.values, *places, self.weight, latents.transposed)
         return self.dictionary.sum(out).view(*latents.shape, -1) + self.bias

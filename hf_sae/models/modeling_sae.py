@@ -21,6 +21,7 @@ from .adapters import merged
 from .configuration_sae import SAEConfig
 from .decoder import Decoder
 from .dictionary import WholeDictionary
+from .entry_ops import squared_error_of_entries
 from .mostly_zero import encode as encode_mostly_zero
 from .normalising import Norm, Normalising
 from .outputs import Pass, SAEOutput, TrainingState, total_variance
@@ -174,7 +175,7 @@ class SAE(Saving, Normalising, PreTrainedModel):
             unexplained = squares.mean() / state.normaliser
             output.fvu = unexplained.detach()
             output.losses = {"reconstruction": self.reconstruction_weight * unexplained}
-            result = Pass(x, norm, latents, pre, error, state)
+            result = Pass(x, norm, latents, pre, error, state, target)
             output.losses |= self.penalties(result)
             output.loss = torch.stack(list(output.losses.values())).sum()
             if self.training:
@@ -205,15 +206,13 @@ class SAE(Saving, Normalising, PreTrainedModel):
         target = x if target is None else target / unit
         if self.skip is not None:
             target = target - self.skip(x) / unit
-        k, d_out = latents.values.shape[-1], target.shape[-1]
-        squares, error = squared_error(
-            latents.values.reshape(-1, k),
-            latents.indices.reshape(-1, k),
-            (self.decoder.weight, self.decoder.bias),
-            target.reshape(-1, d_out),
-            latents.transposed,
-            self.dictionary,
-        )
+        rows, decoder = target.reshape(-1, target.shape[-1]), (self.decoder.weight, self.decoder.bias)
+        shared = (decoder, rows, latents.transposed, self.dictionary)
+        if latents.offsets is None:
+            k = latents.values.shape[-1]
+            squares, error = squared_error(latents.values.reshape(-1, k), latents.indices.reshape(-1, k), *shared)
+        else:
+            squares, error = squared_error_of_entries(latents.values, latents.indices, latents.offsets, *shared)
         squares, error = squares.view(target.shape[:-1]), error.view(target.shape)
         return (squares, error) if unit == 1 else (squares * unit**2, error * unit)
 

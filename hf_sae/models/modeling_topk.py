@@ -120,7 +120,7 @@ def select_top_k(sae: SAE, x: Tensor, k: int, norm: Norm | None) -> tuple[Sparse
     return SparseCode(values, indices.view(shape), None, d_sae, norm, transposed=transposed), None
 
 
-def auxk(sae: SAE, result: Pass, by_magnitude: bool = False) -> dict[str, Tensor]:
+def auxk(sae: SAE, result: Pass, by_magnitude: bool = False, candidates: Tensor | None = None) -> dict[str, Tensor]:
     """AuxK (section A.2 of the paper, with the loss's one normaliser): the `k_aux` largest of the dead latents'
     pre-activations reconstruct what the live ones left over. Empty without dead latents.
 
@@ -128,8 +128,9 @@ def auxk(sae: SAE, result: Pass, by_magnitude: bool = False) -> dict[str, Tensor
         sae ([`SAE`]): whose config has `aux_coefficient` and `k_aux`.
         result ([`Pass`]): with the counters that say which latents are dead.
         by_magnitude (`bool`): the largest by absolute value, signs kept, for architectures with signed latents.
+        candidates (`Tensor`, *optional*): `[d_sae]` mask of the latents that are taken for dead.
     """
-    dead = result.state.dead()
+    dead = result.state.dead() if candidates is None else candidates
     if dead is None or not sae.config.aux_coefficient or not (n_dead := sae.dictionary.count(dead)):
         return {}
     index = dead.nonzero().squeeze(1)
@@ -166,8 +167,8 @@ def _pre_activations_of(sae: SAE, x: Tensor, index: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def shorten_encoder_rows(sae: SAE, x: Tensor) -> None:
-    """Scales the encoder rows by the least-squares factor for a sample `[tokens, d_in]`.
+def shorten_encoder_rows(sae: SAE, x: Tensor, state: TrainingState | None = None) -> None:
+    """Scales the encoder rows by the least-squares factor for a sample `[tokens, d_in]`; `state` goes to `latents_of`.
 
     The rows of an overcomplete dictionary overlap, so that k projections on unit rows add up to several times the input.
     """
@@ -175,7 +176,7 @@ def shorten_encoder_rows(sae: SAE, x: Tensor) -> None:
         return
     sample, _ = sae.normalize(x[:SCALE_TOKENS])
     centred = sample - sae.decoder.bias
-    reconstruction = sae.decoder(sae.latents_of(sample, None)[0]) - sae.decoder.bias
+    reconstruction = sae.decoder(sae.latents_of(sample, None, state)[0]) - sae.decoder.bias
     scale = (reconstruction * centred).sum() / reconstruction.square().sum().clamp_min(1e-12)
     if scale > 0:
         sae.encoder.weight.mul_(scale)

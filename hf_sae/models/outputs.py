@@ -87,6 +87,7 @@ class Pass:
     pre_activations: Tensor | None
     error: Tensor  # [tokens, d_out], target minus reconstruction, in the target's units
     state: TrainingState
+    target: Tensor  # [tokens, d_out]
 
 
 def total_variance(x: Tensor) -> float:

@@ -78,7 +78,10 @@ class Transposed:
         """`[d_sae]`: for each latent the sum of its `weights`, `[tokens, k]`."""
         if weights.device.type == "cpu":  # anywhere else index_add_ sums in an arbitrary order
             return weights.new_zeros(self.d_sae).index_add_(0, self.indices.reshape(-1), weights.reshape(-1))
-        return self.sum_rows(weights, weights.new_ones(weights.shape[0], 1)).squeeze(1)
+        rows, ones = weights.reshape(-1, 1), torch.ones_like(weights).reshape(-1)
+        if kernels := kernels_for(rows):
+            return kernels.sum_rows(self.order, self.offsets, ones, rows).squeeze(1)
+        return bag_sum(self.order, rows, self.offsets, ones).squeeze(1)
 
 
 class RowGradient:

@@ -64,13 +64,13 @@ class SparseCode:
             dense = self.values.new_zeros(*self.shape, self.d_sae)
             return dense.scatter(-1, self.indices, self.values)
         dense = self.values.new_zeros(self.n_rows, self.d_sae)
-        return dense.index_put((self._row_of_entry(), self.indices), self.values).view(*self.shape, self.d_sae)
+        return dense.index_put((self.row_of_entry(), self.indices), self.values).view(*self.shape, self.d_sae)
 
     def flat(self) -> tuple[Tensor, Tensor, Tensor]:
         """`(rows, latents, values)` of the non-zero entries, each `[nnz]`, in row order."""
         values, indices = self.values.reshape(-1), self.indices.reshape(-1)
         fires = values != 0
-        return self._row_of_entry()[fires], indices[fires], values[fires]
+        return self.row_of_entry()[fires], indices[fires], values[fires]
 
     def counts(self) -> Tensor:
         """`[rows]`: how many latents fire on each token."""
@@ -91,7 +91,8 @@ class SparseCode:
         norm = None if self.norm is None else (self.norm[0].detach(), self.norm[1].detach())
         return SparseCode(self.values.detach(), self.indices, self.offsets, self.d_sae, norm, self.shape)
 
-    def _row_of_entry(self) -> Tensor:
+    def row_of_entry(self) -> Tensor:
+        """`[nnz]`, or `[rows * k]` of fixed-k rows: the token of each value."""
         rows = torch.arange(self.n_rows, device=self.indices.device)
         if self.offsets is None:
             return rows.repeat_interleave(self.indices.shape[-1])

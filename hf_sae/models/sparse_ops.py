@@ -64,11 +64,6 @@ def decode(values: Tensor, indices: Tensor, weight: Tensor, transposed: Transpos
     return _Decode.apply(values, indices, weight, transposed or Transposed(indices, weight.shape[0]))
 
 
-def decode_rows(values: Tensor, indices: Tensor, offsets: Tensor, weight: Tensor) -> Tensor:
-    """`[rows, d_out]`: [`decode`] for compressed rows; `values`, `indices` `[nnz]`, `offsets` `[rows + 1]`."""
-    return bag_sum(indices, weight, offsets, values.to(weight.dtype))
-
-
 def dots(rows: Tensor, indices: Tensor, weight: Tensor) -> Tensor:
     """`[tokens, k]`: the scalar products of `rows[t]` `[tokens, d]` and `weight[indices[t, j]]`."""
     if kernels := kernels_for(rows):

@@ -7,7 +7,17 @@ from pathlib import Path
 
 import torch
 
-from hf_sae.models import AutoSAE, JumpReLUConfig, JumpReLUSAE, StandardConfig, StandardSAE, TopKConfig, TopKSAE
+from hf_sae.models import (
+    AutoSAE,
+    FeatureChoiceConfig,
+    FeatureChoiceSAE,
+    JumpReLUConfig,
+    JumpReLUSAE,
+    StandardConfig,
+    StandardSAE,
+    TopKConfig,
+    TopKSAE,
+)
 from tests.local_hub import LocalHub
 from tests.local_hub.client import Client, last_line
 
@@ -37,7 +47,9 @@ def test_loads_without_the_package(tmp_path: Path):
         TopKSAE(TopKConfig(d_in=8, d_sae=16, k=3)),
         StandardSAE(StandardConfig(d_in=8, d_sae=16)),
         JumpReLUSAE(JumpReLUConfig(d_in=8, d_sae=16, target_l0=4)),
+        FeatureChoiceSAE(FeatureChoiceConfig(d_in=8, d_sae=16, k=3)),
     ]
+    saes[-1].estimate_threshold(X)
     with LocalHub() as hub, Client(hub, tmp_path / "home") as client:
         for sae in saes:
             name = f"sae-{sae.config.model_type}"

@@ -33,7 +33,7 @@ pytestmark = pytest.mark.parametrize("case", CASES, ids=str)
 
 
 def test_round_trip_is_exact(case: Case, tmp_path: Path) -> None:
-    sae, (x, _target) = case.build(), case.batch()
+    sae, (x, _target) = case.build().eval(), case.batch()
     sae.feature_stats = {"density": torch.rand(D_SAE), "maximum": torch.rand(D_SAE)}
     sae.save_pretrained(tmp_path)
     for loaded in (AutoSAE.from_pretrained(tmp_path), AutoModel.from_pretrained(tmp_path)):
@@ -58,7 +58,7 @@ def test_half_precision_is_saved_and_comes_back(case: Case, tmp_path: Path) -> N
 
 
 def test_subfolder_and_sharding(case: Case, tmp_path: Path) -> None:
-    sae, (x, _) = case.build(), case.batch()
+    sae, (x, _) = case.build().eval(), case.batch()
     sae.save_pretrained(tmp_path / "layer_1", max_shard_size="1KB")
     assert (tmp_path / "layer_1" / "model.safetensors.index.json").exists()
     loaded = AutoSAE.from_pretrained(tmp_path, subfolder="layer_1")
@@ -280,9 +280,10 @@ def test_permuting_latents_changes_nothing(case: Case) -> None:
     sae, (x, _) = case.build().eval(), case.batch()
     other, order = copy.deepcopy(sae), torch.randperm(D_SAE, generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
-        for name, parameter in other.named_parameters():
-            if parameter.shape[:1] == (D_SAE,):
-                parameter.copy_(sae.get_parameter(name)[order])
+        ours = sae.state_dict()
+        for name, tensor in other.state_dict().items():
+            if tensor.shape[:1] == (D_SAE,):
+                tensor.copy_(ours[name][order])
     torch.testing.assert_close(other(x).reconstruction, sae(x).reconstruction)
     torch.testing.assert_close(other.encode(x), sae.encode(x)[:, order])
 
@@ -292,7 +293,7 @@ def test_bfloat16(case: Case, tmp_path: Path) -> None:
     sae.save_pretrained(tmp_path)
     low = AutoSAE.from_pretrained(tmp_path, dtype=torch.bfloat16)
     assert low.encoder.weight.dtype == torch.bfloat16
-    assert all(p.dtype == torch.float32 for n, p in low.named_parameters() if "threshold" in n)
+    assert all(t.dtype == torch.float32 for n, t in low.state_dict().items() if "threshold" in n)
     state = case.state(low)
     state.given = case.given(low)
     output = low.train()(x.bfloat16(), target=target.bfloat16(), state=state)

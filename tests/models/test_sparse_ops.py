@@ -7,17 +7,18 @@ import torch
 from torch import Tensor
 
 from hf_sae.models import TopKConfig, TopKSAE
+from hf_sae.models.entry_ops import decode_entries, select_entries, squared_error_of_entries
 from hf_sae.models.outputs import TrainingState
 from hf_sae.models.row_gradients import RowGradient, SomeRows, Transposed
 from hf_sae.models.sparse_ops import (
     decode,
-    decode_rows,
     dots,
     select_pre_activations,
     select_rows,
     squared_error,
     top_k,
 )
+from hf_sae.training.optimizer import RowAdam
 
 
 TOKENS, D_IN, D_OUT, D_SAE = 37, 12, 10, 48
@@ -98,12 +99,12 @@ def test_the_sum_depends_on_the_indices_only():
     assert torch.equal(first, Transposed(indices.clone(), D_SAE).sum_rows(values, rows))
 
 
-def test_decode_rows_reads_compressed_rows_with_empty_ones():
+def test_decode_entries_reads_compressed_rows_with_empty_ones():
     offsets = torch.tensor([0, 0, 3, 3, 5])
     indices, values = torch.tensor([1, 7, 2, 7, 0]), torch.randn(5, requires_grad=True)
     weight = torch.randn(D_SAE, D_OUT, requires_grad=True)
     dense = torch.zeros(4, D_SAE).index_put((torch.tensor([1, 1, 1, 3, 3]), indices), values)
-    out = decode_rows(values, indices, offsets, weight)
+    out = decode_entries(values, indices, offsets, weight)
     close(out.detach(), (dense @ weight).detach())
     upstream = torch.randn(4, D_OUT)
     sparse = torch.autograd.grad(out, (values, weight), upstream, retain_graph=True)
@@ -257,3 +258,36 @@ def test_autocast_computes_the_encoder_in_bfloat16_and_keeps_gradients_in_float3
         loss = sae(torch.randn(50, 16), state=TrainingState(normaliser=16.0)).loss
     loss.backward()
     assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in sae.parameters())
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize("factored", [True, False])
+def test_a_list_of_entries_has_the_values_and_gradients_of_dense_products(share: float, factored: bool) -> None:
+    torch.manual_seed(0)
+    keep = torch.rand(TOKENS, D_SAE) < share
+    keep[5] = False  # a token without any
+    positions = keep.flatten().nonzero().squeeze(1)
+    x, target = torch.randn(TOKENS, D_IN).double(), torch.randn(TOKENS, D_OUT).double()
+    shapes = ((D_SAE, D_IN), (D_SAE,), (D_IN,), (D_SAE, D_OUT), (D_OUT,))
+    tensors = [x, target, *(torch.randn(shape).double() for shape in shapes)]
+    upstream, results = torch.rand(TOKENS).double(), []
+    for ours in (True, False):
+        a, t, e, b, s, w, c = (tensor.clone().requires_grad_() for tensor in tensors)
+        optimizer = RowAdam([e, w], factored=[e, w] if ours and factored else [])
+        if ours:
+            values, (indices, offsets, transposed) = select_entries(a, (e, b), s, lambda _: positions)
+            squares, error = squared_error_of_entries(values, indices, offsets, (w, c), t, transposed)
+        else:
+            pre = ((a - s) @ e.T + b) * keep
+            error = t - c - pre @ w
+            squares = error.square().sum(-1)
+        squares.backward(upstream)
+        optimizer.materialize()
+        results.append([squares.detach(), error.detach(), *(tensor.grad for tensor in (a, t, e, b, s, w, c))])
+    for actual, expected in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected, atol=1e-9, rtol=1e-6)
+
+
+def test_the_bias_gradient_of_a_list_with_fewer_entries_than_tokens() -> None:
+    transposed = Transposed(torch.tensor([3, 1, 3]), 5, torch.tensor([0, 7, 90]))
+    assert transposed.sum_values(torch.tensor([1.0, 2.0, 4.0])).tolist() == [0, 2, 0, 5, 0]

@@ -6,6 +6,7 @@ whatever the size of the batch, so that its share falls with `tokens_per_batch`.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from .job import PARAMETER_BYTES, Job
@@ -90,7 +91,7 @@ def memory(job: Job) -> dict[str, int]:
     itemsize = 2 if job.bf16 else PARAMETER_BYTES
     # a dense architecture keeps latents and their gradient beside the pre-activations
     wide = part * job.d_sae * (itemsize if job.k is not None else 3 * PARAMETER_BYTES)
-    batch = part * (3 * (job.d_in + job.d_out) + 6 * (job.k or 0)) * PARAMETER_BYTES
+    batch = part * (3 * (job.d_in + job.d_out) + 6 * math.ceil(job.k or 0)) * PARAMETER_BYTES
     return {
         "weights": weights,
         "optimiser": 2 * weights,

@@ -45,7 +45,7 @@ class Job:
     d_in: int
     d_out: int
     d_sae: int
-    k: int | None = None
+    k: float | None = None
     skip: bool = False
     thresholds: bool = False
     k_aux: int = 0

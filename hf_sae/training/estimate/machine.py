@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 import shutil
 import tempfile
@@ -86,7 +87,7 @@ def probe(
     selection, k = 0.0, getattr(small, "k", None)
     if k is not None:
         pre = F.linear(rows, weight, bias)
-        selection = _fastest(lambda: top_k(pre, k), device)
+        selection = _fastest(lambda: top_k(pre, math.ceil(k)), device)
     both = _fastest(lambda: _gradients(sae, x, target, args.computes_in_bf16(device)), device)
     job = Job.of(small, args)
     # as large as the run's, where caches do not hold it
@@ -109,7 +110,7 @@ def _reduced(config: SAEConfig, args: SAETrainingArguments) -> tuple[SAEConfig, 
     """A config of the same kind with few latents, and tokens for which the encoder product takes `MAX_FLOPS`."""
     n_tokens = min(MAX_TOKENS, -(-args.tokens_per_batch // args.gradient_accumulation_steps))
     d_sae = config.d_sae
-    least = max(int(getattr(config, "k", None) or 1), 64)
+    least = max(math.ceil(getattr(config, "k", None) or 1), 64)
     while d_sae // 2 >= least and (d_sae > MAX_LATENTS or 2 * n_tokens * d_sae * config.d_in > MAX_FLOPS):
         d_sae //= 2
     small = copy.deepcopy(config)
@@ -117,6 +118,8 @@ def _reduced(config: SAEConfig, args: SAETrainingArguments) -> tuple[SAEConfig, 
     for name in ("k_aux", "k_start"):
         if getattr(small, name, None) is not None:
             changes[name] = min(getattr(small, name), d_sae)
+    if getattr(small, "group_bounds", None) is not None:  # of the latents there were; the default ones cost as much
+        changes["group_bounds"] = None
     return small.replace(**changes), n_tokens
 
 
