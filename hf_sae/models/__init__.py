@@ -3,9 +3,14 @@
 from .auto import AutoSAE, AutoTranscoder, registered
 from .configuration_sae import SAEConfig, strict_config
 from .errors import CheckpointError, ConfigError
+from .modeling_abs_topk import AbsTopKConfig, AbsTopKSAE
+from .modeling_hierarchical_topk import HierarchicalTopKConfig, HierarchicalTopKSAE
 from .modeling_jumprelu import JumpReLUConfig, JumpReLUSAE
+from .modeling_k_sparse import KSparseConfig, KSparseSAE
+from .modeling_multi_topk import MultiTopKConfig, MultiTopKSAE
 from .modeling_sae import SAE, Decoder
 from .modeling_standard import StandardConfig, StandardSAE
+from .modeling_top_afa import TopAFAConfig, TopAFASAE
 from .modeling_topk import TopKConfig, TopKSAE
 from .outputs import SAEOutput, TrainingState, total_variance
 from .sparse_code import SparseCode
@@ -14,21 +19,36 @@ from .sparse_code import SparseCode
 AutoSAE.register(StandardConfig, StandardSAE)
 AutoSAE.register(TopKConfig, TopKSAE)
 AutoSAE.register(JumpReLUConfig, JumpReLUSAE)
+AutoSAE.register(AbsTopKConfig, AbsTopKSAE)
+AutoSAE.register(KSparseConfig, KSparseSAE)
+AutoSAE.register(MultiTopKConfig, MultiTopKSAE)
+AutoSAE.register(HierarchicalTopKConfig, HierarchicalTopKSAE)
+AutoSAE.register(TopAFAConfig, TopAFASAE)
 
 __all__ = [
     "SAE",
+    "AbsTopKConfig",
+    "AbsTopKSAE",
     "AutoSAE",
     "AutoTranscoder",
     "CheckpointError",
     "ConfigError",
     "Decoder",
+    "HierarchicalTopKConfig",
+    "HierarchicalTopKSAE",
     "JumpReLUConfig",
     "JumpReLUSAE",
+    "KSparseConfig",
+    "KSparseSAE",
+    "MultiTopKConfig",
+    "MultiTopKSAE",
     "SAEConfig",
     "SAEOutput",
     "SparseCode",
     "StandardConfig",
     "StandardSAE",
+    "TopAFAConfig",
+    "TopAFASAE",
     "TopKConfig",
     "TopKSAE",
     "TrainingState",

@@ -174,7 +174,7 @@ class SAE(Saving, Normalising, PreTrainedModel):
             unexplained = squares.mean() / state.normaliser
             output.fvu = unexplained.detach()
             output.losses = {"reconstruction": self.reconstruction_weight * unexplained}
-            result = Pass(x, norm, latents, pre, error, state)
+            result = Pass(x, norm, latents, pre, error, state, target)
             output.losses |= self.penalties(result)
             output.loss = torch.stack(list(output.losses.values())).sum()
             if self.training:
