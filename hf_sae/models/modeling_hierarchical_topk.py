@@ -67,7 +67,7 @@ class HierarchicalTopKSAE(SAE):
         Raises:
             ConfigError: for fewer than 1, or more than it was trained for.
         """
-        other = copy.copy(self)
+        other: Any = copy.copy(self)
         other.config = self.config.replace(k_inference=k)
         return other
 
