@@ -207,15 +207,16 @@ def zf_plot(norms: CodeNorms | Mapping[str, CodeNorms]) -> Plot | None:
     low, high = float(ends.min()) / 1.25, float(ends.max()) * 1.25
 
     def draw(axes: Axes) -> None:
-        axes.set_xscale("log")
-        axes.set_yscale("log")
+        _plain_decades(axes)
         axes.plot((low, high), (low, high), color=QUIET, linewidth=1.2)
-        for (name, (dense, code)), colour in zip(clouds.items(), [*PLACES, *[QUIET] * len(clouds)]):  # noqa: B905
-            step = math.ceil(len(dense) / MOST_TOKENS)
+        for place, (name, (dense, code)) in enumerate(clouds.items()):
+            few, step = len(clouds) <= len(PLACES), math.ceil(len(dense) / MOST_TOKENS)
+            colour = PLACES[place] if few else QUIET
             x, y = dense[::step].tolist(), code[::step].tolist()
             axes.plot(x, y, "o", color=colour, markersize=3, alpha=0.35, markeredgewidth=0)
-            if name and len(clouds) <= len(PLACES):
-                _label(axes, float(dense.median()), float(code.median()), name, colour, dy=-14)
+            if few:  # where no point comes to lie but over-activated ones
+                where = (0.02, 0.85 - 0.1 * place)
+                axes.text(*where, name, transform=axes.transAxes, va="top", color=colour, parse_math=False)
         axes.set_xlim(low, high)
         axes.set_ylim(low, high)
         axes.set_xlabel("length of the activation")
@@ -225,6 +226,18 @@ def zf_plot(norms: CodeNorms | Mapping[str, CodeNorms]) -> Plot | None:
 
     listed = "; ".join(_lengths(name, part) for name, part in list(several.items())[:12])
     return Plot("zf.png", f"Length of the code against that of the activation, by token: {listed}.", _png(draw))
+
+
+def _plain_decades(axes: Axes) -> None:
+    """Logarithmic axes with 1, 2 and 5 of every decade, written out."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_minor_locator(NullLocator())
+        axis.set_major_formatter(lambda value, _: f"{value:g}")
 
 
 def _long(norms: CodeNorms) -> Tensor:

@@ -10,7 +10,7 @@ by itself. The loss adds `λ (‖z‖ - ‖x‖)²` and AuxK.
   token (`input_norm="layer_norm"`).
 * λ is theirs: it belongs to a mean squared error per dimension of inputs of unit variance, into whose units both are put here.
 * Deviations: the encoder has a bias; in a transcoder the lengths compared are those of the input.
-* An encoder whose pre-activations are too small keeps nearly every latent: L0 is an outcome, and often a high one.
+* L0 is an outcome: an encoder whose pre-activations are too small keeps nearly every latent.
 """
 
 from typing import ClassVar
