@@ -281,7 +281,7 @@ def test_the_report_fits_a_terminal_and_is_json(pair: Any, acts: dict[str, Tenso
 def test_an_autoencoder_without_an_encoder_of_its_own_has_readings_too(acts: dict[str, Tensor]):
     hook = f"resid_post.{LAYER}"
     sae = KSparseSAE(KSparseConfig(d_in=acts[hook].shape[-1], d_sae=64, k=4, hook_in=hook)).eval()
-    names = [reading.name for reading in readings(sae, default_host()[0], acts[hook][:64])]
+    names = [reading.name for reading in readings(sae, default_host()[0], acts[hook][:64], False)]
     assert "b_dec not subtracted from the input" in names
     assert "decoder transposed" in names
     assert not [name for name in names if name.startswith("encoder")]
