@@ -286,6 +286,15 @@ def test_eval_prints_a_table_or_one_json_object(run: Any, saved: Path, tmp_path:
     assert "ce_recovered" in machine.err
 
 
+def test_eval_draws_the_lengths_of_codes(run: Any, saved: Path, tmp_path: Path):
+    found = run("eval", saved, "--n-tokens", "600", "--zf-plot", tmp_path / "new" / "zf.png", "--json")
+    assert (tmp_path / "new" / "zf.png").read_bytes().startswith(b"\x89PNG")
+    norms = found.json["code_norms"]
+    assert norms["tokens"] == found.json["n_tokens"]
+    assert norms["under_activated"] + norms["over_activated"] <= 1
+    assert "of the tokens under-activated" in found.err.replace("\n", " ")
+
+
 def test_features_writes_a_dataset_that_push_takes(run: Any, saved: Path, tmp_path: Path):
     options = ["--n-tokens", "600", "--top", "3", "--window", "4", "--output-dir"]
     result = run("features", saved, *options, tmp_path / "one")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -25,6 +25,9 @@ def evaluate(
         bool, typer.Option("--controls", help="Also score PCA and random weights of equal L0.")
     ] = False,
     output: Annotated[Path | None, typer.Option(help="Write the report to this JSON file.")] = None,
+    zf_plot: Annotated[
+        Path | None, typer.Option(help="Draw the lengths of codes against those of activations into this PNG file.")
+    ] = None,
     subfolder: Subfolder = "",
     revision: Revision = None,
     as_json: Json = False,
@@ -37,18 +40,15 @@ def evaluate(
 
     console = Console(as_json)
     sae, model, tokenizer = load_pair(repo_or_path, host, subfolder, revision)
-    report = measure(
-        sae,
-        model,
-        tokenizer,
-        dataset,
-        n_tokens=n_tokens,
-        context_length=context_length,
-        split=split,
-        column=column,
-        seed=seed,
-        controls=controls,
-    )
+    data: dict[str, Any] = {
+        "n_tokens": n_tokens,
+        "context_length": context_length,
+        "split": split,
+        "column": column,
+        "seed": seed,
+    }
+    report = measure(sae, model, tokenizer, dataset, controls=controls, **data)
+    norms = None if zf_plot is None else _draw_norms(console, zf_plot, (sae, model, tokenizer, dataset), data)
     if output is not None:
         report.to_json(output)
         console.say(f"Wrote {output}.")
@@ -56,4 +56,22 @@ def evaluate(
     local = Path(repo_or_path).is_dir()
     folder = Path(repo_or_path, subfolder)
     step = f"hf-sae card {folder} --report {output}" if local and output else f"hf-sae info {repo_or_path}"
-    console.finish(report.to_dict(), step)
+    console.finish(report.to_dict() | ({} if norms is None else {"code_norms": norms}), step)
+
+
+def _draw_norms(console: Console, path: Path, what: tuple[Any, Any, Any, Any], data: dict[str, Any]) -> dict[str, Any]:
+    """Measures the lengths of codes on the same tokens, draws them, and tells them in a line."""
+    from ..errors import DataError
+    from ..evaluation import code_norms
+    from ..evaluation.writing import write_bytes
+    from ..hub.plots import zf_plot
+
+    norms = code_norms(*what, **data)
+    plot = zf_plot(norms)
+    if plot is None:
+        raise DataError(
+            f"no token has a code of a length above 0, so that {path} would be empty. Leave --zf-plot out."
+        )
+    write_bytes(plot.png, path)
+    console.say(f"Wrote {path}. {plot.alt}")
+    return norms.to_dict()

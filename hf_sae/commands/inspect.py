@@ -87,7 +87,7 @@ def _stats(sae: SAE) -> dict[str, Any]:
         "dead_fraction": (density == 0).double().mean().item(),
         "median_density": density.double().median().item(),
         "largest_density": density.max().item(),
-        "largest_maximum": maximum.max().item(),
+        "largest_maximum": maximum[maximum.abs().argmax()].item(),
     }
     return out | {name: stats[name].item() for name in ("tokens", "input_norm") if name in stats}
 

@@ -97,7 +97,7 @@ def feature_lines(found: LatentExamples, n_contexts: int, width: int) -> str:
     rate = f"1 in {round(1 / found.density):,} tokens"
     head = f"{found.latent:>5}  {describe_latent(found)} · {rate} · max {found.maximum:.3g}"
     lines = []
-    for e in found.examples[:n_contexts]:
+    for e in found.strongest(n_contexts):
         tokens = [_SPACES.sub("  ", token) for token in e.tokens]  # indentation says little and takes the whole line
         strip = Strip(tokens, e.activations, found.maximum, peak=e.peak, window=6, special=e.special, width=width - 7)
         lines += [f"{'':7}{line}" for line in str(strip).splitlines()]

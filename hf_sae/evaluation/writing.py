@@ -31,13 +31,17 @@ def json_safe(value: Any) -> Any:
 
 def write_json(data: Mapping[str, Any], path: str | Path) -> None:
     """Write JSON values to a file, whole or not at all."""
+    write_bytes(f"{json.dumps(data, indent=2, allow_nan=False)}\n".encode(), path)
+
+
+def write_bytes(data: bytes, path: str | Path) -> None:
+    """Write a file, whole or not at all; folders are made."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(data, indent=2, allow_nan=False) + "\n"
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
         Path(name).chmod(0o644)
         Path(name).replace(path)
     except BaseException:

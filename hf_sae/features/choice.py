@@ -51,7 +51,8 @@ def consistent_features(
 
 
 def _commonest(found: LatentExamples, shift: int) -> tuple[str, float]:
-    tokens = [e.tokens[e.peak - shift].strip().lower() if e.peak >= shift else "" for e in found.examples]
+    stronger = found.ends()[0]  # what a latent says at its other end, if it has one, is another matter
+    tokens = [e.tokens[e.peak - shift].strip().lower() if e.peak >= shift else "" for e in stronger]
     token = max(sorted(set(tokens)), key=tokens.count)
     return token, tokens.count(token) / len(tokens)
 

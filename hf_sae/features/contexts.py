@@ -2,6 +2,7 @@
 
 * What is kept does not grow with the number of tokens read: per latent some windows and a count.
 * Equal windows count once: the header of a licence that stands in a thousand files is one example.
+* Of a latent that fires with both signs, either keeps half of the places at least: the weaker end is seen too.
 * What is kept depends neither on the order of the text nor on how it was split: of contexts with equal priority the one
   of the earlier record comes first.
 """
@@ -24,7 +25,7 @@ _MULTIPLIER = 0x9E3779B97F4A7C15 - 2**64  # odd, so that its powers are distinct
 
 
 class ContextStore:
-    """The strongest windows of some latents, merged batch by batch.
+    """The strongest windows of some latents, of both signs where a latent has two, merged batch by batch.
 
     Args:
         latents (`Tensor`): `[n]`, which latents.
@@ -70,8 +71,7 @@ class ContextStore:
             return
         peaks = _peaks(_contexts(batch), tokens, columns, values)
         priorities = self._priorities(batch, tokens[peaks], columns[peaks], values[peaks])
-        # most contexts come after what is kept already; of equals, the earlier record may be the new one
-        better = priorities >= self.priorities[columns[peaks], -1]
+        better = self._may_enter(columns[peaks], priorities, values[peaks])
         peaks, priorities = peaks[better], priorities[better]
         where = windows_around(batch, tokens[peaks], self.window)
         # one sorted key per non-zero latent finds the activations of a latent along its window
@@ -108,6 +108,21 @@ class ContextStore:
         """`[peaks]`, float64 above 0: which contexts are kept, those with the highest; here the strength of the peak."""
         return values.abs().double()
 
+    def _may_enter(self, columns: Tensor, priorities: Tensor, values: Tensor) -> Tensor:
+        """`[peaks]`: which contexts have a chance; most come after what is kept already, and have none."""
+        # of equals, the earlier record may be the new one
+        same = (self.values[columns].sign() == values.sign()[:, None]).sum(1)
+        return (priorities >= self.priorities[columns, -1]) | (same < self.n_examples // 2)
+
+    def _kept(self, group: Tensor, values: Tensor) -> Tensor:
+        """Which of some contexts are kept, `[n]`, given their latents (in order) and peaks (strongest first)."""
+        allowed, signs = torch.ones_like(group, dtype=torch.bool), (values > 0, values < 0)
+        for mine, other in (signs, signs[::-1]):
+            taken = torch.bincount(group[other], minlength=len(self.latents)).clamp(max=self.n_examples // 2)
+            allowed[mine] = rank_in(group[mine]) < self.n_examples - taken[group[mine]]
+        kept = allowed.nonzero().squeeze(1)
+        return kept[rank_in(group[kept]) < self.n_examples]
+
     def _merge(
         self,
         columns: Tensor,
@@ -134,8 +149,8 @@ class ContextStore:
         order = order[priorities[order].sort(descending=True, stable=True).indices]
         order = order[group[order].sort(stable=True).indices]
         order = order[_first_of_each(group[order], ids[order])]
+        order = order[self._kept(group[order], values[order])]
         rank = rank_in(group[order])
-        order, rank = order[rank < self.n_examples], rank[rank < self.n_examples]
         row = touched[group[order]]
         for kept, fresh, empty in (
             (self.priorities, priorities, 0),
@@ -184,8 +199,8 @@ def _contexts(batch: TokenBatch) -> Tensor:
 
 
 def _peaks(contexts: Tensor, tokens: Tensor, columns: Tensor, values: Tensor) -> Tensor:
-    """Which entries are the strongest of their latent in their context, the first of equals."""
-    keys = columns * (int(contexts[-1]) + 1) + contexts[tokens]
+    """Which entries are the strongest of their latent and sign in their context, the first of equals."""
+    keys = (columns * (int(contexts[-1]) + 1) + contexts[tokens]) * 2 + (values < 0)
     order = values.abs().sort(descending=True, stable=True).indices
     order = order[keys[order].sort(stable=True).indices]
     first = torch.ones(len(order), dtype=torch.bool)

@@ -48,6 +48,11 @@ class Example:
     document: int
     special: frozenset[int]
 
+    @property
+    def is_negative(self) -> bool:
+        """Whether the latent is below zero at the peak."""
+        return bool(self.activations) and self.activations[self.peak] < 0
+
     def __str__(self) -> str:
         return str(Strip(self.tokens, self.activations, peak=self.peak, special=self.special))
 
@@ -58,7 +63,8 @@ class LatentExamples:
 
     Args:
         latent (`int`): which.
-        examples (`list` of [`Example`]): strongest first (by absolute activation).
+        examples (`list` of [`Example`]): strongest first (by absolute activation); half of them of either sign where the
+            latent fires with both.
         density (`float`): share of the tokens on which it fires.
         maximum (`float`): its strongest activation, with its sign; 0 if it never fired.
         tokens (`int`): how many tokens were read.
@@ -69,6 +75,19 @@ class LatentExamples:
     density: float
     maximum: float
     tokens: int
+
+    def ends(self) -> list[list[Example]]:
+        """The examples of each sign that there is, those of the strongest first."""
+        signs = dict.fromkeys(example.is_negative for example in self.examples)
+        return [[example for example in self.examples if example.is_negative == sign] for sign in signs]
+
+    def strongest(self, n: int) -> list[Example]:
+        """`n` examples; the other sign takes half of the places where there is one."""
+        ends = self.ends()
+        if len(ends) == 2:
+            other = min(len(ends[1]), n // 2)
+            return [*ends[0][: n - other], *ends[1][:other]]
+        return self.examples[:n]
 
 
 class TopContexts(Mapping[int, LatentExamples]):

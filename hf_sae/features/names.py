@@ -15,14 +15,18 @@ _CONSISTENT = 0.5  # a rule that holds for fewer of the examples is no name
 def describe_latent(examples: LatentExamples) -> str:
     """The most common peak token of a latent, or what stands before its peaks, with the share of examples.
 
-    It states counts of the examples it was given and nothing about other text.
+    It states counts of the examples it was given and nothing about other text. Of a latent that fires with both signs, each end
+    is described, the stronger one first.
 
     Args:
         examples ([`LatentExamples`]): the strongest contexts of one latent.
     """
-    found = examples.examples
-    if not found:
+    if not examples.examples:
         return f"never fired in {examples.tokens:,} tokens"
+    return "; other sign: ".join(_describe_end(found) for found in examples.ends())
+
+
+def _describe_end(found: list[Example]) -> str:
     at, here = _most_common(found, lambda example: example.tokens[example.peak])
     before, there = _most_common(found, lambda example: example.tokens[example.peak - 1] if example.peak else None)
     of = f"of {len(found)} peak{'s' * (len(found) > 1)}"

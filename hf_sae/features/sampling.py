@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .contexts import ABSENT, ContextStore, ids_at, window_hashes, windows_around
+from .contexts import ABSENT, ContextStore, ids_at, rank_in, window_hashes, windows_around
 from .histograms import GrowingHistograms
 
 
@@ -63,6 +63,12 @@ class RandomContexts(ContextStore):
         self.strengths.add(columns, values)
         ids = ids_at(batch, windows_around(batch, peaks, self.window))
         return uniform_of(window_hashes(ids, self.latents[columns]), self.seed)
+
+    def _may_enter(self, columns: Tensor, priorities: Tensor, values: Tensor) -> Tensor:
+        return priorities >= self.priorities[columns, -1]
+
+    def _kept(self, group: Tensor, values: Tensor) -> Tensor:
+        return (rank_in(group) < self.n_examples).nonzero().squeeze(1)  # a sample has signs as they come
 
     def merge(self, other: ContextStore) -> None:
         """As in [`ContextStore`]; `other` is a [`RandomContexts`] of the same seed."""

@@ -45,7 +45,7 @@ def for_card(found: LatentExamples, n_contexts: int = N_CONTEXTS) -> FeatureExam
     """A feature with its strongest contexts, as a card shows it."""
     contexts: list[Context] = [
         {"tokens": example.tokens, "activations": [round(a, 4) for a in example.activations]}
-        for example in found.examples[:n_contexts]
+        for example in found.strongest(n_contexts)
     ]
     return {
         "feature": found.latent,

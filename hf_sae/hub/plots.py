@@ -1,4 +1,5 @@
-"""The plots of cards: training, sparsity against error, how often latents fire. Each also says in words what it shows.
+"""The plots of cards: training, sparsity against error, how often latents fire; and of the lengths of codes. Each also says in
+words what it shows.
 
 Figures are drawn without pyplot, which would keep them and choose a window system.
 """
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from torch import Tensor
 
-    from ..evaluation import EvalReport
+    from ..evaluation import CodeNorms, EvalReport
     from ..models import SAE
 
 PLOTS = {"training.png", "l0_fvu.png", "density.png"}
@@ -30,6 +31,7 @@ STYLE = Path(__file__).parents[1] / "assets" / "plots.mplstyle"
 ACCENT, QUIET = "#E6550D", "#777777"
 PLACES = (ACCENT, "#3182BD", "#7F2704", "#08306B")  # more are not told apart
 MOST_POINTS = 500  # of a line; more are not seen at this size
+MOST_TOKENS = 2000  # of a cloud
 LOWEST_DECADE = -7
 NAMES = {"pca": "PCA", "linear": "linear map", "random": "random weights"}
 
@@ -184,6 +186,68 @@ def frontier(index: Mapping[str, Mapping[str, Any]]) -> Plot | None:
         for place, figures in list(points.items())[:12]
     )
     return Plot("l0_fvu.png", f"Variance not explained against active latents: {listed}.", _png(draw))
+
+
+def zf_plot(norms: CodeNorms | Mapping[str, CodeNorms]) -> Plot | None:
+    """Length of the code against that of the activation, a point for a token (the ZF plot of Lee et al. 2025, arXiv 2503.24277).
+
+    On the diagonal a code is as long as what it codes for; below it is under-activated, above over-activated. Both axes are
+    logarithmic. `None` where there is no token of a length above 0.
+
+    Args:
+        norms ([`CodeNorms`][hf_sae.evaluation.CodeNorms] or `dict` of them): several by name, such as their places.
+    """
+    several = dict(norms) if isinstance(norms, Mapping) else {"": norms}
+    clouds = {
+        name: (part.dense[kept], part.code[kept]) for name, part in several.items() if (kept := _long(part)).any()
+    }
+    if not clouds:
+        return None
+    ends = torch.cat([torch.cat(cloud) for cloud in clouds.values()])
+    low, high = float(ends.min()) / 1.25, float(ends.max()) * 1.25
+
+    def draw(axes: Axes) -> None:
+        _plain_decades(axes)
+        axes.plot((low, high), (low, high), color=QUIET, linewidth=1.2)
+        for place, (name, (dense, code)) in enumerate(clouds.items()):
+            few, step = len(clouds) <= len(PLACES), math.ceil(len(dense) / MOST_TOKENS)
+            colour = PLACES[place] if few else QUIET
+            x, y = dense[::step].tolist(), code[::step].tolist()
+            axes.plot(x, y, "o", color=colour, markersize=3, alpha=0.35, markeredgewidth=0)
+            if few:  # where no point comes to lie but over-activated ones
+                where = (0.02, 0.85 - 0.1 * place)
+                axes.text(*where, name, transform=axes.transAxes, va="top", color=colour, parse_math=False)
+        axes.set_xlim(low, high)
+        axes.set_ylim(low, high)
+        axes.set_xlabel("length of the activation")
+        axes.set_ylabel("length of the code")
+        axes.text(0.02, 0.97, "over-activated", transform=axes.transAxes, va="top", color="#333333")
+        axes.text(0.98, 0.04, "under-activated", transform=axes.transAxes, ha="right", color="#333333")
+
+    listed = "; ".join(_lengths(name, part) for name, part in list(several.items())[:12])
+    return Plot("zf.png", f"Length of the code against that of the activation, by token: {listed}.", _png(draw))
+
+
+def _plain_decades(axes: Axes) -> None:
+    """Logarithmic axes with 1, 2 and 5 of every decade, written out."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_minor_locator(NullLocator())
+        axis.set_major_formatter(lambda value, _: f"{value:g}")
+
+
+def _long(norms: CodeNorms) -> Tensor:
+    return (norms.dense > 0) & (norms.code > 0) & norms.dense.isfinite() & norms.code.isfinite()
+
+
+def _lengths(name: str, norms: CodeNorms) -> str:
+    found = norms.to_dict()
+    means = f"{facts.number(found['mean_code_norm'])} against {facts.number(found['mean_dense_norm'])} on average"
+    return f"{escape(name)}{': ' if name else ''}{means}, {found['under_activated']:.0%} of the tokens under-activated"
 
 
 def _point(metrics: Mapping[str, Any]) -> tuple[float, float] | None:

@@ -7,8 +7,14 @@ from .modeling_batch_topk import BatchTopKConfig, BatchTopKSAE
 from .modeling_feature_choice import FeatureChoiceConfig, FeatureChoiceSAE
 from .modeling_jumprelu import JumpReLUConfig, JumpReLUSAE
 from .modeling_matryoshka import MatryoshkaConfig, MatryoshkaSAE
+from .modeling_abs_topk import AbsTopKConfig, AbsTopKSAE
+from .modeling_hierarchical_topk import HierarchicalTopKConfig, HierarchicalTopKSAE
+from .modeling_jumprelu import JumpReLUConfig, JumpReLUSAE
+from .modeling_k_sparse import KSparseConfig, KSparseSAE
+from .modeling_multi_topk import MultiTopKConfig, MultiTopKSAE
 from .modeling_sae import SAE, Decoder
 from .modeling_standard import StandardConfig, StandardSAE
+from .modeling_top_afa import TopAFAConfig, TopAFASAE
 from .modeling_topk import TopKConfig, TopKSAE
 from .outputs import SAEOutput, TrainingState, total_variance
 from .sparse_code import SparseCode
@@ -20,9 +26,16 @@ AutoSAE.register(JumpReLUConfig, JumpReLUSAE)
 AutoSAE.register(BatchTopKConfig, BatchTopKSAE)
 AutoSAE.register(MatryoshkaConfig, MatryoshkaSAE)
 AutoSAE.register(FeatureChoiceConfig, FeatureChoiceSAE)
+AutoSAE.register(AbsTopKConfig, AbsTopKSAE)
+AutoSAE.register(KSparseConfig, KSparseSAE)
+AutoSAE.register(MultiTopKConfig, MultiTopKSAE)
+AutoSAE.register(HierarchicalTopKConfig, HierarchicalTopKSAE)
+AutoSAE.register(TopAFAConfig, TopAFASAE)
 
 __all__ = [
     "SAE",
+    "AbsTopKConfig",
+    "AbsTopKSAE",
     "AutoSAE",
     "AutoTranscoder",
     "BatchTopKConfig",
@@ -36,11 +49,21 @@ __all__ = [
     "JumpReLUSAE",
     "MatryoshkaConfig",
     "MatryoshkaSAE",
+    "HierarchicalTopKConfig",
+    "HierarchicalTopKSAE",
+    "JumpReLUConfig",
+    "JumpReLUSAE",
+    "KSparseConfig",
+    "KSparseSAE",
+    "MultiTopKConfig",
+    "MultiTopKSAE",
     "SAEConfig",
     "SAEOutput",
     "SparseCode",
     "StandardConfig",
     "StandardSAE",
+    "TopAFAConfig",
+    "TopAFASAE",
     "TopKConfig",
     "TopKSAE",
     "TrainingState",

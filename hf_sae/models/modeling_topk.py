@@ -8,7 +8,7 @@ the dead latents' pre-activations reconstruct what the live ones left over.
 * AuxK is a compact dense product over the dead rows: its gradient reaches encoder and decoder of dead latents only.
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -47,13 +47,8 @@ class TopKConfig(SAEConfig):
 
     def validate_k(self) -> None:
         """Every count of latents lies between 1 and `d_sae`."""
-        require_between(self, 1, self.d_sae, "k", "k_start", "k_aux")
-        if self.k_start is not None and self.k_start < self.k:
-            raise ValueError(
-                f"k_start={self.k_start} is below k={self.k}: annealing goes downwards. Leave it out or raise it."
-            )
-        require_between(self, 0, 1, "k_anneal_share")
-        require_amounts(self, "aux_coefficient")
+        require_annealing(self)
+        require_auxk(self)
 
 
 class TopKSAE(SAE):
@@ -90,33 +85,76 @@ class TopKSAE(SAE):
     @torch.no_grad()
     def before_step(self, state: TrainingState) -> None:
         """`state.k`: linear from `k_start` to `k` over the first `k_anneal_share` of the steps."""
-        start, k = self.config.k_start, self.config.k
-        steps = self.config.k_anneal_share * state.total_steps
-        done = 1.0 if start is None or steps < 1 else min(1.0, state.step / steps)
-        state.k = k if start is None else round(start + (k - start) * done)
+        state.k = annealed_k(self.config, state)
 
 
-def largest(sae: SAE, pre_activations: Tensor, k: int, norm: Norm | None) -> SparseCode:
-    """The rectified `k` largest of given pre-activations `[..., d_sae]`."""
-    indices = top_k(pre_activations, min(k, pre_activations.shape[-1]))
-    values, indices = sae.dictionary.choose(pre_activations.gather(-1, indices), indices, k)
-    return SparseCode(torch.relu(values), indices, None, pre_activations.shape[-1], norm)
+def require_annealing(config: Any) -> None:
+    """For `validate_*` methods: `k`, `k_start` and `k_anneal_share` fit each other.
+
+    Raises:
+        ValueError: naming what does not.
+    """
+    require_between(config, 1, config.d_sae, "k", "k_start")
+    if config.k_start is not None and config.k_start < config.k:
+        raise ValueError(
+            f"k_start={config.k_start} is below k={config.k}: annealing goes downwards. Leave it out or raise it."
+        )
+    require_between(config, 0, 1, "k_anneal_share")
 
 
-def select_top_k(sae: SAE, x: Tensor, k: int, norm: Norm | None) -> tuple[SparseCode, Tensor | None]:
+def require_auxk(config: Any) -> None:
+    """For `validate_*` methods: `k_aux` is a count of latents, `aux_coefficient` a weight.
+
+    Raises:
+        ValueError: naming what is not.
+    """
+    require_between(config, 1, config.d_sae, "k_aux")
+    require_amounts(config, "aux_coefficient")
+
+
+def annealed_k(config: Any, state: TrainingState) -> int:
+    """Linear from `config.k_start` to `config.k` over the first `config.k_anneal_share` of the steps."""
+    if config.k_start is None:
+        return config.k
+    steps = config.k_anneal_share * state.total_steps
+    done = 1.0 if steps < 1 else min(1.0, state.step / steps)
+    return round(config.k_start + (config.k - config.k_start) * done)
+
+
+def largest(sae: SAE, pre_activations: Tensor, k: int, norm: Norm | None, by_magnitude: bool = False) -> SparseCode:
+    """The rectified `k` largest of given pre-activations `[..., d_sae]`; those of largest magnitude as they are."""
+    scores = pre_activations.detach().abs() if by_magnitude else pre_activations
+    indices = top_k(scores, min(k, pre_activations.shape[-1]))
+    values = pre_activations.gather(-1, indices)
+    if not by_magnitude:
+        values, indices = sae.dictionary.choose(values, indices, k)
+        values = torch.relu(values)
+    return SparseCode(values, indices, None, pre_activations.shape[-1], norm)
+
+
+def select_top_k(
+    sae: SAE, x: Tensor, k: int, norm: Norm | None, by_magnitude: bool = False
+) -> tuple[SparseCode, Tensor | None]:
     """The rectified `k` largest pre-activations of a normalised input `[..., d_in]`, and all of them if they are at hand.
 
     With gradients and a plain encoder only the selected rows get a gradient product.
+
+    Args:
+        sae ([`SAE`]): with an encoder.
+        x (`Tensor`): `[..., d_in]`.
+        k (`int`): how many.
+        norm (`tuple`, *optional*): of the tokens, for the code.
+        by_magnitude (`bool`): those of largest absolute value, as they are; only for a dictionary that is not shared out.
     """
     if not sae.encoder_is_plain() or not (torch.is_grad_enabled() or can_screen(x, sae.encoder.weight, k)):
         pre = sae.pre_activations(x)
-        return largest(sae, pre, k, norm), pre
+        return largest(sae, pre, k, norm, by_magnitude), pre
     rows = x.reshape(-1, x.shape[-1])
     shift = sae.dictionary.copy(sae.decoder()) if sae.config.subtracts_bias else None
     encoder = (sae.encoder.weight, sae.encoder.bias)
-    values, indices, transposed = select_pre_activations(rows, encoder, shift, k, sae.dictionary)
+    values, indices, transposed = select_pre_activations(rows, encoder, shift, k, sae.dictionary, by_magnitude)
     shape, d_sae = (*x.shape[:-1], indices.shape[-1]), sae.encoder.weight.shape[0]
-    values = torch.relu(values).view(shape)
+    values = (values if by_magnitude else torch.relu(values)).view(shape)
     return SparseCode(values, indices.view(shape), None, d_sae, norm, transposed=transposed), None
 
 
@@ -172,11 +210,16 @@ def shorten_encoder_rows(sae: SAE, x: Tensor, state: TrainingState | None = None
 
     The rows of an overcomplete dictionary overlap, so that k projections on unit rows add up to several times the input.
     """
-    if sae.config.is_transcoder:  # random rows reconstruct nothing that could be scaled
-        return
+    if not sae.config.is_transcoder:  # random rows reconstruct nothing that could be scaled
+        sae.encoder.weight.mul_(length_scale(sae, x))
+
+
+@torch.no_grad()
+def length_scale(sae: SAE, x: Tensor) -> Tensor:
+    """The factor that brings the reconstructions of a sample `[tokens, d_in]` closest to it, decoder bias apart; 1 where
+    that is not positive."""
     sample, _ = sae.normalize(x[:SCALE_TOKENS])
     centred = sample - sae.decoder.bias
     reconstruction = sae.decoder(sae.latents_of(sample, None, state)[0]) - sae.decoder.bias
     scale = (reconstruction * centred).sum() / reconstruction.square().sum().clamp_min(1e-12)
-    if scale > 0:
-        sae.encoder.weight.mul_(scale)
+    return torch.where(scale > 0, scale, torch.ones_like(scale))

@@ -85,9 +85,9 @@ class Pass:
     norm: tuple[Tensor, Tensor] | None
     latents: Tensor | SparseCode
     pre_activations: Tensor | None
-    error: Tensor  # [tokens, d_out], target minus reconstruction, in the target's units
+    error: Tensor  # [tokens, d_out], target minus reconstruction, in the target's units; may be outside the graph
     state: TrainingState
-    target: Tensor  # [tokens, d_out]
+    target: Tensor  # [tokens, d_out], what is reconstructed
 
 
 def total_variance(x: Tensor) -> float:

@@ -30,6 +30,7 @@ class SparseCode:
         norm (`tuple`, *optional*): per-token `(mean, std)`, each `[*shape, 1]`, that `decode` undoes (`layer_norm`).
         shape (`tuple`): leading shape, such as `[batch, sequence]`.
         transposed ([`Transposed`], *optional*): of `indices`, which all gradients of one training step share.
+        wider ([`SparseCode`], *optional*): in training, a code of the same tokens with more latents, of which these are the largest.
     """
 
     values: Tensor
@@ -39,6 +40,7 @@ class SparseCode:
     norm: tuple[Tensor, Tensor] | None = None
     shape: tuple[int, ...] = ()
     transposed: Transposed | None = field(default=None, repr=False, compare=False)
+    wider: SparseCode | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.offsets is None:

@@ -193,7 +193,12 @@ class _SelectRows(torch.autograd.Function):
 
 
 def select_pre_activations(
-    x: Tensor, encoder: tuple[Tensor, Tensor], shift: Tensor | None, k: int, dictionary: WholeDictionary | None = None
+    x: Tensor,
+    encoder: tuple[Tensor, Tensor],
+    shift: Tensor | None,
+    k: int,
+    dictionary: WholeDictionary | None = None,
+    by_magnitude: bool = False,
 ) -> tuple[Tensor, Tensor, Transposed]:
     """The `k` largest of `(x - shift) @ weight.T + bias` for each token, with gradients that touch the selected rows only.
 
@@ -205,6 +210,7 @@ def select_pre_activations(
         shift (`Tensor`, *optional*): `[d_in]`.
         k (`int`): how many.
         dictionary ([`WholeDictionary`], *optional*): of which the encoder has a part, where it has not all.
+        by_magnitude (`bool`): the largest by absolute value, signs kept; of a whole dictionary only.
 
     Returns:
         Values and indices `[tokens, k]` (see [`WholeDictionary.choose`]), and the transpose of the indices.
@@ -212,26 +218,27 @@ def select_pre_activations(
     weight, bias = encoder
     with torch.no_grad():
         centred = x if shift is None else x - shift
-        values, indices = encode_top_k(centred, weight, bias, min(k, weight.shape[0]))
-        values, indices = (dictionary or WholeDictionary()).choose(values, indices, k)
+        values, indices = encode_top_k(centred, weight, bias, min(k, weight.shape[0]), by_magnitude)
+        if not by_magnitude:
+            values, indices = (dictionary or WholeDictionary()).choose(values, indices, k)
     transposed = Transposed(indices, weight.shape[0])
     return _Selected.apply(x, weight, bias, shift, centred, values, transposed), indices, transposed
 
 
 @torch.no_grad()
-def encode_top_k(x: Tensor, weight: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def encode_top_k(x: Tensor, weight: Tensor, bias: Tensor, k: int, by_magnitude: bool = False) -> tuple[Tensor, Tensor]:
     """Values and indices `[tokens, k]` of the `k` largest of `x @ weight.T + bias`, in the precision of autocast.
 
-    In float32 on a processor with bfloat16 products the result is the same and half the time is saved (`screening`).
+    In float32 on a processor with bfloat16 products the result is the same, for less time (`screening`).
     """
-    if kernels_for(x):
+    if kernels_for(x) and not by_magnitude:  # the fused kernel compares signed scores
         kind = x.device.type
         cast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
         return triton_encode_top_k(x, weight.to(cast), bias, k)
-    if can_screen(x, weight, k):
+    if can_screen(x, weight, k) and not by_magnitude:
         return screened_top_k(x, (weight, bias), k, top_k, dots)
     pre_activations = F.linear(x, weight, bias)
-    indices = top_k(pre_activations, k)
+    indices = top_k(pre_activations.abs() if by_magnitude else pre_activations, k)
     return pre_activations.gather(-1, indices), indices
 
 

@@ -98,11 +98,12 @@ class Clamp(Edit):
 
 
 class Raise(Edit):
-    """`z' = max(z, strength)`: a clamp that never lowers."""
+    """`z' = max(z, strength)`: a clamp that never weakens; `min(z, strength)` for a strength below zero."""
 
     def delta(self, latents: Tensor, strength: Tensor) -> Tensor:
-        """`max(strength - z, 0)`."""
-        return torch.relu(strength - latents)
+        """`max(strength - z, 0)`, or `min(strength - z, 0)` for a strength below zero."""
+        away = strength.sign()  # the recorded maximum of a latent that fires with both signs may be a negative number
+        return away * torch.relu(away * (strength - latents)) + (away == 0) * torch.relu(-latents)
 
 
 class Scale(Edit):
@@ -148,7 +149,7 @@ def clamp(strengths: Mapping[int, Strength], *, only_raise: bool = False) -> Edi
 
     Args:
         strengths (`dict`): from latent to value: a float in latent units, [`OfMax`] or [`OfNorm`].
-        only_raise (`bool`): leave a latent alone where it is above the value already.
+        only_raise (`bool`): leave a latent alone where it is beyond the value already: above it, or below it if it is negative.
 
     Raises:
         TypeError: if it is not such a mapping.

@@ -17,7 +17,7 @@ from hf_sae.errors import HookPointError
 from hf_sae.evaluation import check
 from hf_sae.evaluation.check import Measured, _judge
 from hf_sae.evaluation.readings import AS_LOADED, readings
-from hf_sae.models import SAE
+from hf_sae.models import SAE, KSparseConfig, KSparseSAE
 
 
 RANK, LAYER = 48, 1
@@ -276,3 +276,12 @@ def test_the_report_fits_a_terminal_and_is_json(pair: Any, acts: dict[str, Tenso
     assert any("published was 500" in note for note in payload["notes"])
     assert payload["loaded"]["delta_ce"] > 0
     assert [row["score"] for row in payload["readings"]] == sorted(row["score"] for row in payload["readings"])
+
+
+def test_an_autoencoder_without_an_encoder_of_its_own_has_readings_too(acts: dict[str, Tensor]):
+    hook = f"resid_post.{LAYER}"
+    sae = KSparseSAE(KSparseConfig(d_in=acts[hook].shape[-1], d_sae=64, k=4, hook_in=hook)).eval()
+    names = [reading.name for reading in readings(sae, default_host()[0], acts[hook][:64], False)]
+    assert "b_dec not subtracted from the input" in names
+    assert "decoder transposed" in names
+    assert not [name for name in names if name.startswith("encoder")]

@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from hf_sae.evaluation import EvalReport, Metric
-from hf_sae.hub.plots import Plot, density_histogram, error_against_l0, frontier, training_curve
+from hf_sae.evaluation import CodeNorms, EvalReport, Metric
+from hf_sae.hub.plots import Plot, density_histogram, error_against_l0, frontier, training_curve, zf_plot
 
 
 def make_report(controls: dict[str, float] | None = None) -> EvalReport:
@@ -39,6 +39,7 @@ def all_plots() -> list[Plot | None]:
         error_against_l0(make_report({"pca": 0.4})),
         density_histogram(density),
         frontier(index),
+        zf_plot({"layer <b>$x$": CodeNorms(torch.linspace(1, 90, 5000), torch.linspace(0.5, 80, 5000), 9)}),
     ]
 
 
@@ -89,3 +90,23 @@ def test_the_histogram_says_in_words_what_it_shows(density: list[float], share: 
     assert plot is not None
     assert f"fewer than 1 in {rate} tokens" in plot.alt
     assert f"{share} of {len(density)} never fired" in plot.alt
+
+
+def test_under_activated_tokens_lie_below_the_diagonal():
+    lengths = torch.linspace(10, 100, 300)
+    below = ink_of_cloud(zf_plot(CodeNorms(lengths, lengths / 2, 9)))
+    above = ink_of_cloud(zf_plot(CodeNorms(lengths, lengths * 2, 9)))
+    # the diagonal goes from the lower left to the upper right of the same frame
+    assert sum(x for x, _ in below) / len(below) > sum(x for x, _ in above) / len(above)
+    assert sum(y for _, y in below) / len(below) > sum(y for _, y in above) / len(above)
+    named = zf_plot({"layer <b>": CodeNorms(lengths, lengths / 2, 9)})
+    assert named is not None
+    assert "100% of the tokens under-activated" in named.alt
+    assert "<b>" not in named.alt
+
+
+def ink_of_cloud(plot: Plot | None) -> list[tuple[int, int]]:
+    assert plot is not None
+    data = torch.from_numpy(np.asarray(pixels(plot)).astype(int))
+    rows, columns = ((data[..., 0] - data[..., 2]) > 60).nonzero(as_tuple=True)
+    return list(zip(columns.tolist(), rows.tolist(), strict=True))

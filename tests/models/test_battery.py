@@ -53,8 +53,8 @@ def test_half_precision_is_saved_and_comes_back(case: Case, tmp_path: Path) -> N
     sae = case.build().to(torch.bfloat16)
     sae.save_pretrained(tmp_path)
     loaded = AutoSAE.from_pretrained(tmp_path)
-    assert loaded.dtype == loaded.encoder.weight.dtype == torch.bfloat16
-    assert AutoSAE.from_pretrained(tmp_path, dtype=torch.float32).encoder.weight.dtype == torch.float32
+    assert loaded.dtype == loaded.W_enc.dtype == torch.bfloat16
+    assert AutoSAE.from_pretrained(tmp_path, dtype=torch.float32).W_enc.dtype == torch.float32
 
 
 def test_subfolder_and_sharding(case: Case, tmp_path: Path) -> None:
@@ -292,7 +292,7 @@ def test_bfloat16(case: Case, tmp_path: Path) -> None:
     sae, (x, target) = case.build(), case.batch()
     sae.save_pretrained(tmp_path)
     low = AutoSAE.from_pretrained(tmp_path, dtype=torch.bfloat16)
-    assert low.encoder.weight.dtype == torch.bfloat16
+    assert low.W_enc.dtype == torch.bfloat16
     assert all(t.dtype == torch.float32 for n, t in low.state_dict().items() if "threshold" in n)
     state = case.state(low)
     state.given = case.given(low)
