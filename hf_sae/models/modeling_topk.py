@@ -8,6 +8,7 @@ the dead latents' pre-activations reconstruct what the live ones left over.
 * AuxK is a compact dense product over the dead rows: its gradient reaches encoder and decoder of dead latents only.
 """
 
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
@@ -95,25 +96,33 @@ class TopKSAE(SAE):
         state.k = k if start is None else round(start + (k - start) * done)
 
 
-def largest(sae: SAE, pre_activations: Tensor, k: int, norm: Norm | None) -> SparseCode:
-    """The rectified `k` largest of given pre-activations `[..., d_sae]`."""
-    indices = top_k(pre_activations, min(k, pre_activations.shape[-1]))
-    values, indices = sae.dictionary.choose(pre_activations.gather(-1, indices), indices, k)
+def largest(
+    sae: SAE, pre_activations: Tensor, k: int, norm: Norm | None, score: Callable[[Tensor], Tensor] | None = None
+) -> SparseCode:
+    """The rectified `k` largest of given pre-activations `[..., d_sae]`, or those with the largest `score` of them."""
+    ranked = pre_activations if score is None else score(pre_activations)
+    indices = top_k(ranked, min(k, pre_activations.shape[-1]))
+    values = pre_activations.gather(-1, indices)
+    if score is None:
+        values, indices = sae.dictionary.choose(values, indices, k)
     return SparseCode(torch.relu(values), indices, None, pre_activations.shape[-1], norm)
 
 
-def select_top_k(sae: SAE, x: Tensor, k: int, norm: Norm | None) -> tuple[SparseCode, Tensor | None]:
+def select_top_k(
+    sae: SAE, x: Tensor, k: int, norm: Norm | None, score: Callable[[Tensor], Tensor] | None = None
+) -> tuple[SparseCode, Tensor | None]:
     """The rectified `k` largest pre-activations of a normalised input `[..., d_in]`, and all of them if they are at hand.
 
-    With gradients and a plain encoder only the selected rows get a gradient product.
+    With gradients and a plain encoder only the selected rows get a gradient product. `score` gives, from all pre-activations,
+    what latents are ranked by instead (outside the graph, and with the whole dictionary at hand).
     """
     if not torch.is_grad_enabled() or not sae.encoder_is_plain():
         pre = sae.pre_activations(x)
-        return largest(sae, pre, k, norm), pre
+        return largest(sae, pre, k, norm, score), pre
     rows = x.reshape(-1, x.shape[-1])
     shift = sae.dictionary.copy(sae.decoder()) if sae.config.subtracts_bias else None
     encoder = (sae.encoder.weight, sae.encoder.bias)
-    values, indices, transposed = select_pre_activations(rows, encoder, shift, k, sae.dictionary)
+    values, indices, transposed = select_pre_activations(rows, encoder, shift, k, sae.dictionary, score)
     shape, d_sae = (*x.shape[:-1], indices.shape[-1]), sae.encoder.weight.shape[0]
     values = torch.relu(values).view(shape)
     return SparseCode(values, indices.view(shape), None, d_sae, norm, transposed=transposed), None
@@ -165,8 +174,10 @@ def _pre_activations_of(sae: SAE, x: Tensor, index: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def shorten_encoder_rows(sae: SAE, x: Tensor) -> None:
+def shorten_encoder_rows(sae: SAE, x: Tensor, encode: Callable[[Tensor], Tensor | SparseCode] | None = None) -> None:
     """Scales the encoder rows by the least-squares factor for a sample `[tokens, d_in]`.
+
+    `encode` gives the latents of normalised inputs where [`SAE.latents_of`] would need more than them.
 
     The rows of an overcomplete dictionary overlap, so that k projections on unit rows add up to several times the input.
     """
@@ -174,7 +185,8 @@ def shorten_encoder_rows(sae: SAE, x: Tensor) -> None:
         return
     sample, _ = sae.normalize(x[:SCALE_TOKENS])
     centred = sample - sae.decoder.bias
-    reconstruction = sae.decoder(sae.latents_of(sample, None)[0]) - sae.decoder.bias
+    latents = sae.latents_of(sample, None)[0] if encode is None else encode(sample)
+    reconstruction = sae.decoder(latents) - sae.decoder.bias
     scale = (reconstruction * centred).sum() / reconstruction.square().sum().clamp_min(1e-12)
     if scale > 0:
         sae.encoder.weight.mul_(scale)

@@ -13,6 +13,7 @@ Dtypes are cast explicitly, since `embedding_bag` refuses mixed ones under autoc
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -197,7 +198,12 @@ class _SelectRows(torch.autograd.Function):
 
 
 def select_pre_activations(
-    x: Tensor, encoder: tuple[Tensor, Tensor], shift: Tensor | None, k: int, dictionary: WholeDictionary | None = None
+    x: Tensor,
+    encoder: tuple[Tensor, Tensor],
+    shift: Tensor | None,
+    k: int,
+    dictionary: WholeDictionary | None = None,
+    score: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Transposed]:
     """The `k` largest of `(x - shift) @ weight.T + bias` for each token, with gradients that touch the selected rows only.
 
@@ -209,6 +215,8 @@ def select_pre_activations(
         shift (`Tensor`, *optional*): `[d_in]`.
         k (`int`): how many.
         dictionary ([`WholeDictionary`], *optional*): of which the encoder has a part, where it has not all.
+        score (`Callable`, *optional*): what latents are ranked by instead, from all pre-activations `[tokens, d_sae]`; needs
+            the whole dictionary.
 
     Returns:
         Values and indices `[tokens, k]` (see [`WholeDictionary.choose`]), and the transpose of the indices.
@@ -216,8 +224,13 @@ def select_pre_activations(
     weight, bias = encoder
     with torch.no_grad():
         centred = x if shift is None else x - shift
-        values, indices = encode_top_k(centred, weight, bias, min(k, weight.shape[0]))
-        values, indices = (dictionary or WholeDictionary()).choose(values, indices, k)
+        if score is None:
+            values, indices = encode_top_k(centred, weight, bias, min(k, weight.shape[0]))
+            values, indices = (dictionary or WholeDictionary()).choose(values, indices, k)
+        else:
+            pre_activations = F.linear(centred, weight, bias)
+            indices = top_k(score(pre_activations), min(k, weight.shape[0]))
+            values = pre_activations.gather(-1, indices)
     transposed = Transposed(indices, weight.shape[0])
     return _Selected.apply(x, weight, bias, shift, centred, values, transposed), indices, transposed
 
