@@ -15,8 +15,8 @@ nothing is predicted) is TopK's. For a transcoder g is taken where it writes.
 
 At inference a gradient that is given (`encode(x, gradient=g)`) ranks as in training. Gradients look at later tokens, and nobody
 who splices, steers or evaluates has one at hand, so `config.inference` says what happens without:
-`"topk"` (the default) ranks by z alone; `"threshold"` keeps u > θ, where θ is a running mean, over training, of the k-th largest
-pre-activation of a token; `"gradient"`, the faithful one, refuses to run without.
+`"topk"` (the default) ranks by z alone; `"threshold"` keeps u > θ, where θ is a running mean, over training, of the number that k
+pre-activations per token exceed on average; `"gradient"`, the faithful one, refuses to run without.
 """
 
 from dataclasses import replace
@@ -35,7 +35,7 @@ from .outputs import Pass, SAEOutput, TrainingState, total_variance
 from .sparse_code import SparseCode
 
 
-THRESHOLD_DECAY, THRESHOLD_TOKENS = 0.999, 1024  # of the running mean, and how many tokens of a pass it looks at
+THRESHOLD_DECAY, THRESHOLD_TOKENS = 0.999, 256  # of the running mean, and how many tokens of a pass it looks at
 NOT_ESTIMATED = -1.0  # thresholds are 0 or more
 
 
@@ -193,12 +193,12 @@ class GradientSAE(SAE):
 
     @torch.no_grad()
     def statistics(self, result: Pass) -> dict[str, Tensor]:
-        """The mean k-th largest pre-activation, where a threshold is wanted."""
+        """The number that k pre-activations per token exceed on average, where a threshold is wanted."""
         if self.threshold is None:
             return {}
         sample = result.x.reshape(-1, result.x.shape[-1])[:THRESHOLD_TOKENS]
-        kth = self.pre_activations(sample).float().topk(self.config.k, dim=-1).values[..., -1]
-        return {"threshold": kth.clamp_min(0).mean()}
+        largest_ones = self.pre_activations(sample).float().flatten().topk(self.config.k * len(sample)).values
+        return {"threshold": largest_ones[-1].clamp_min(0)}
 
     @torch.no_grad()
     def after_step(self, state: TrainingState, output: SAEOutput) -> None:
