@@ -47,7 +47,8 @@ class ActivationStream(BatchStream):
         batch_size (`int`, *optional*, defaults to 16): rows per forward of the host.
         ring_bytes (`int`, *optional*, defaults to 256 MiB): size of the shuffle ring, on the device of the activations; a
             sixteenth of it shuffles whole rows before the host.
-        packed, positions, column, split, repeat, rank, world_size: see [`hf_sae.data.TokenDataset`].
+        packed, truncation, positions, column, split, repeat, rank, world_size: see [`hf_sae.data.TokenDataset`]. Each conversation
+            has a row of its own by default; `truncation=True` and the shuffle ring then feed as FAST does (Li et al. 2025).
         dtype (`torch.dtype`, *optional*): of the activations; otherwise that of the host.
         seed (`int`, *optional*, defaults to 0): of the order of documents and of tokens.
 
@@ -67,7 +68,8 @@ class ActivationStream(BatchStream):
         context_length: int = 128,
         batch_size: int = 16,
         ring_bytes: int = 256 * 2**20,
-        packed: bool = True,
+        packed: bool | None = None,
+        truncation: bool = False,
         positions: Positions = "all",
         column: str | None = None,
         split: str = "train",
@@ -86,6 +88,7 @@ class ActivationStream(BatchStream):
             context_length=context_length,
             batch_size=batch_size,
             packed=packed,
+            truncation=truncation,
             positions=positions,
             column=column,
             split=split,
