@@ -30,7 +30,9 @@ def require_loss(host: nn.Module) -> None:
     """
     model, name = unwrap(host), type(unwrap(host)).__name__
     head = getattr(model, "get_output_embeddings", lambda: None)()
-    causal = getattr(model, "can_generate", lambda: True)() and not getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+    causal = getattr(model, "can_generate", lambda: True)() and not getattr(
+        getattr(model, "config", None), "is_encoder_decoder", False
+    )
     if head is None or not causal:
         raise HookPointError(
             f"{name} has no next-token loss, so there are no gradients of it. Load the host with AutoModelForCausalLM, or "

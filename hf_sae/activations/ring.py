@@ -33,7 +33,9 @@ class ShuffleRing:
     def __init__(self, widths: Mapping[str, int], dtype: torch.dtype, ring_bytes: int, seed: int = 0) -> None:
         self.widths, self.dtype, self.seed = dict(widths), dtype, seed
         columns = {column: (width, dtype_of(column, dtype)) for column, width in widths.items()}
-        self.slot_bytes = sum(width * kind.itemsize for width, kind in columns.values()) + _IDS_BYTES + _SLOT_INDEX_BYTES
+        self.slot_bytes = (
+            sum(width * kind.itemsize for width, kind in columns.values()) + _IDS_BYTES + _SLOT_INDEX_BYTES
+        )
         self.capacity = ring_bytes // self.slot_bytes
         self.columns = columns | {_IDS: (2, torch.int32)}
         self.slots: dict[str, Tensor] = {}

@@ -80,13 +80,17 @@ def test_activations_are_those_without_gradients_to_the_bit(kind: str, point: st
     beside = everything(host, [point, "resid_post.1", f"{point}/gradient", "resid_post.1/gradient"], tokens)
     for place in (point, "resid_post.1"):
         assert torch.equal(plain[place], beside[place])
-        assert torch.equal(beside[f"{place}/gradient"], everything(host, f"{place}/gradient", tokens)[f"{place}/gradient"])
+        assert torch.equal(
+            beside[f"{place}/gradient"], everything(host, f"{place}/gradient", tokens)[f"{place}/gradient"]
+        )
 
 
 def test_both_columns_go_through_the_ring_together():
     host = tiny_host()
     plain = list(live(host).batches(30))
-    beside = list(live(host, hook_points=["resid_post.1", "mlp_in.1", "mlp_in.1/gradient"], ring_bytes=32_000).batches(30))
+    beside = list(
+        live(host, hook_points=["resid_post.1", "mlp_in.1", "mlp_in.1/gradient"], ring_bytes=32_000).batches(30)
+    )
     assert sum(rows.count for rows in plain) == sum(rows.count for rows in beside)
     table = {}  # each word is in the text once
     for tokens in TokenDataset(documents(60), tokenizer(), context_length=16, batch_size=1):
@@ -95,7 +99,9 @@ def test_both_columns_go_through_the_ring_together():
             table[token] = (x, gradient)
     seen = 0
     for rows in beside:
-        for x, gradient, token in zip(rows["mlp_in.1"], rows["mlp_in.1/gradient"], rows.token_ids.tolist(), strict=True):
+        for x, gradient, token in zip(
+            rows["mlp_in.1"], rows["mlp_in.1/gradient"], rows.token_ids.tolist(), strict=True
+        ):
             if token >= FIRST_WORD:
                 torch.testing.assert_close(x, table[token][0], atol=1e-5, rtol=1e-4)
                 torch.testing.assert_close(gradient, table[token][1], atol=1e-5, rtol=1e-4)
@@ -254,7 +260,9 @@ def test_an_architecture_gets_the_columns_that_it_needs(tmp_path: Path):
     SAETrainer(sae, args, stream).train()
     plain = TopKConfig(d_in=8, d_sae=16, k=2, hook_in=POINT)
     assert list(open_stream(tiny_host(), tokenizer(), documents(60), plain, args, **small).widths) == [POINT]
-    with pytest.raises(HookPointError, match=r"needs the gradient.*hook_points=\['resid_post.1', 'resid_post.1/gradient'\]"):
+    with pytest.raises(
+        HookPointError, match=r"needs the gradient.*hook_points=\['resid_post.1', 'resid_post.1/gradient'\]"
+    ):
         SAETrainer(GradientSAE(GradientConfig(d_in=8, d_sae=16, k=2, hook_in=POINT)), args, live(hook_points=[POINT]))
 
 

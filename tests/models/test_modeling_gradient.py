@@ -189,7 +189,9 @@ def test_a_checkpoint_without_a_threshold_cannot_be_loaded_for_one(tmp_path: Pat
     assert torch.equal(other.encode(x, gradient=gradient), sae.encode(x, gradient=gradient))
 
 
-@pytest.mark.parametrize("wrong", [{"beta": -1.0}, {"beta": float("inf")}, {"k": 0}, {"k": N + 1}, {"inference": "none"}])
+@pytest.mark.parametrize(
+    "wrong", [{"beta": -1.0}, {"beta": float("inf")}, {"k": 0}, {"k": N + 1}, {"inference": "none"}]
+)
 def test_values_out_of_range(wrong):
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         GradientConfig(d_in=D, d_sae=N, **{"k": K} | wrong)
