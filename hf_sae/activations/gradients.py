@@ -81,8 +81,9 @@ def read_with_gradients(
         stack.enter_context(_frozen(host))
         for place in every:
             stack.enter_context(edit(host, place, _keeper(kept, place, leaf=place in wanted)))
-        logits = getattr(host(**inputs), "logits", None)
-        _require(kept, every, logits, inputs["input_ids"])
+        logits = _logits(host(**inputs), inputs["input_ids"])
+        if missing := [place for place in every if place not in kept]:
+            raise HookPointError(f"the forward did not pass through {', '.join(map(repr, missing))} with input_ids.")
         leaves = [kept[place] for place in wanted]
         back = _loss_gradient(logits.detach(), inputs["input_ids"], inputs.get("attention_mask"))
         found = torch.autograd.grad(logits, leaves, back, allow_unused=True)
@@ -105,15 +106,15 @@ def _keeper(kept: dict[str, Tensor], place: str, leaf: bool) -> Any:
     return keep
 
 
-def _require(kept: dict[str, Tensor], places: list[str], logits: Tensor | None, input_ids: Tensor) -> None:
-    if missing := [place for place in places if place not in kept]:
-        raise HookPointError(f"the forward did not pass through {', '.join(map(repr, missing))} with input_ids.")
+def _logits(output: Any, input_ids: Tensor) -> Tensor:
+    logits = getattr(output, "logits", None)
     if logits is None or logits.shape[:-1] != input_ids.shape or not logits.requires_grad:
         shape = None if logits is None else list(logits.shape)
         raise HookPointError(
             f"the host gives logits of shape {shape} for input_ids {list(input_ids.shape)}: gradients need one row of logits "
             "over the vocabulary for each token. Use a causal language model and a place before its head."
         )
+    return logits
 
 
 @torch.no_grad()

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from ..data import Positions, TokenDataset
 from ..errors import DataError
 from ..hooks import HookPoint
-from .columns import is_gradient
 from .interface import BatchStream, Rows
 from .reading import HostReader
 from .ring import ShuffleRing

@@ -180,7 +180,7 @@ def test_k_latents_per_token_exceed_the_threshold_on_average(tmp_path: Path):
 
 
 def test_a_checkpoint_without_a_threshold_cannot_be_loaded_for_one(tmp_path: Path):
-    sae, topk = pair(dtype=torch.float32)
+    sae, _ = pair(dtype=torch.float32)
     sae.save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match="threshold"):
         AutoSAE.from_pretrained(tmp_path, inference="threshold")
