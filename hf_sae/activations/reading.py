@@ -15,22 +15,27 @@ from ..errors import DataError, HookPointError
 from ..hooks import HookPoint, read
 from ..hosts import fingerprint, resolve, unwrap, width_of
 from ..hosts.towers import host_device
+from .columns import GRADIENT, dtype_of, is_gradient, place_of
+from .gradients import read_with_gradients, require_loss
 from .interface import Rows
 
 
 class HostReader:
-    """Runs a host in eval mode, without gradients and only as far as the last place.
+    """Runs a host in eval mode: without gradients and only as far as the last place, or, where a column of gradients is wanted
+    (`"<place>/gradient"`), to its loss and back.
 
     Args:
         host (`nn.Module`): any model that reads `input_ids`; it is never moved.
-        points (`str`, [`HookPoint`] or several): the places.
-        dtype (`torch.dtype`, *optional*): of what is returned; otherwise that of the host's parameters.
+        points (`str`, [`HookPoint`] or several): the places, and `"<place>/gradient"` for the gradient of the host's
+            next-token loss there (see [`hf_sae.activations.gradients`]).
+        dtype (`torch.dtype`, *optional*): of the activations; otherwise that of the host's parameters.
 
     Attributes:
         widths (`dict[str, int]`): size of the activations at each place, keyed by the place as written.
 
     Raises:
-        HookPointError: if there is no place, or one does not exist or has no fixed width.
+        HookPointError: if there is no place, one does not exist or has no fixed width, or gradients are wanted of a host
+            without a next-token loss.
     """
 
     def __init__(
@@ -41,7 +46,11 @@ class HostReader:
             raise HookPointError("no hook points were given: name at least one place, such as 'resid_post.2'.")
         model = unwrap(host)
         self.host, self.config = host, getattr(model, "config", None)
-        self.widths = {str(point): width_of(host, point) for point in points}
+        self.widths = {str(point): width_of(host, place_of(str(point))) for point in points}
+        self.places = list(dict.fromkeys(point for point in self.widths if not is_gradient(point)))
+        self.gradients = [place_of(point) for point in self.widths if is_gradient(point)]
+        if self.gradients:
+            require_loss(host)
         own = next((p.dtype for p in host.parameters() if p.is_floating_point()), torch.float32)
         self.dtype = dtype or own
         embeddings = getattr(model, "get_input_embeddings", lambda: None)()
@@ -72,9 +81,7 @@ class HostReader:
                 f"the id {largest} is not among the host's {self.vocabulary} embeddings. Use the tokenizer of this host."
             )
         inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, **self.options}
-        with evaluating(self.host):
-            found = read(self.host, list(self.widths), **inputs)
-        rows = {}
+        found, rows = self._read(inputs), {}
         for point, width in self.widths.items():
             if found[point].numel() != batch.input_ids.numel() * width:
                 raise HookPointError(
@@ -82,22 +89,29 @@ class HostReader:
                     f"each of {list(batch.input_ids.shape)} tokens. Choose a place of the text model."
                 )
             flat = found[point].reshape(-1, width)
-            rows[point] = flat.index_select(0, kept.to(flat.device)).to(self.dtype)
+            rows[point] = flat.index_select(0, kept.to(flat.device)).to(dtype_of(point, self.dtype))
         ids = [part.flatten()[kept].to(torch.int32) for part in (batch.input_ids, batch.documents)]
         return Rows(rows, torch.stack(ids, dim=1))
+
+    def _read(self, inputs: dict[str, Any]) -> dict[str, Tensor]:
+        with evaluating(self.host):
+            if not self.gradients:
+                return read(self.host, self.places, **inputs)
+            found, gradients = read_with_gradients(self.host, self.places, self.gradients, **inputs)
+        return found | {f"{place}{GRADIENT}": gradient for place, gradient in gradients.items()}
 
     def devices(self) -> dict[str, torch.device]:
         """Where the activations of each place are."""
         found = {}
         for point in self.widths:
-            parameter = next(resolve(self.host, point).module.parameters(), None)
+            parameter = next(resolve(self.host, place_of(point)).module.parameters(), None)
             known = parameter is not None and parameter.device.type != "meta"
             found[point] = parameter.device if known else host_device(self.host)
         return found
 
     def info(self, tokenizer: Any) -> dict[str, Any]:
         """The host and the places, as JSON values."""
-        sites = {point: resolve(self.host, point).place for point in self.widths}
+        sites = {point: resolve(self.host, place_of(point)).place for point in self.widths}
         return {
             "hook_points": {point: f"{place.path}:{place.side}" for point, place in sites.items()},
             "widths": dict(self.widths),

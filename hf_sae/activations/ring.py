@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
+from .columns import dtype_of
 from .interface import Rows
 
 
@@ -24,16 +25,19 @@ class ShuffleRing:
 
     Args:
         widths (`dict[str, int]`): width of each hook point.
-        dtype (`torch.dtype`): of the stored activations.
+        dtype (`torch.dtype`): of the stored activations; gradients are stored in float32.
         ring_bytes (`int`): bytes for the slots and their order; what does not fit of the latest host batch comes on top.
         seed (`int`): of the order.
     """
 
     def __init__(self, widths: Mapping[str, int], dtype: torch.dtype, ring_bytes: int, seed: int = 0) -> None:
         self.widths, self.dtype, self.seed = dict(widths), dtype, seed
-        self.slot_bytes = sum(widths.values()) * dtype.itemsize + _IDS_BYTES + _SLOT_INDEX_BYTES
+        columns = {column: (width, dtype_of(column, dtype)) for column, width in widths.items()}
+        self.slot_bytes = (
+            sum(width * kind.itemsize for width, kind in columns.values()) + _IDS_BYTES + _SLOT_INDEX_BYTES
+        )
         self.capacity = ring_bytes // self.slot_bytes
-        self.columns = {point: (width, dtype) for point, width in widths.items()} | {_IDS: (2, torch.int32)}
+        self.columns = columns | {_IDS: (2, torch.int32)}
         self.slots: dict[str, Tensor] = {}
         self.pending: dict[str, Tensor] = {}
         self.order = torch.empty(0, dtype=torch.long)

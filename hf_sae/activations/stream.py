@@ -28,7 +28,10 @@ ROWS_SHARE = 16  # the part of ring_bytes that shuffles rows of tokens before th
 class ActivationStream(BatchStream):
     """Batches of activations from one or several places of a host, shuffled token by token.
 
-    The host runs without gradients, in eval mode and only as far as the last place. Its kept tokens go through a
+    The host runs without gradients, in eval mode and only as far as the last place. Beside the activations of a place
+    `"<place>/gradient"` serves the gradient of the frozen host's next-token loss there, in float32 (the sum over the row's
+    positions, so that batch sizes change nothing; see [`hf_sae.activations.gradients`]): the host then runs to its loss and
+    back, which costs about three times as much and memory for one batch's logits. Its kept tokens go through a
     shuffle ring of fixed size with one permutation for all places, so row i of one place and row i of another are the
     same token. Each kept token is served once per pass over the dataset. Tokens whose activations are not finite are left
     out and counted, and stop the stream where they are a whole host batch, or more than 1 % after 8192 tokens; norm
@@ -38,17 +41,19 @@ class ActivationStream(BatchStream):
         host (`nn.Module`): any model that reads `input_ids`; it is never moved.
         tokenizer: of the host.
         dataset: see [`hf_sae.data.TokenDataset`].
-        hook_points (`str`, [`HookPoint`] or several): the places.
+        hook_points (`str`, [`HookPoint`] or several): the places; `"resid_post.8/gradient"` for the gradient there.
         context_length (`int`, *optional*, defaults to 128): tokens per row of the host's input.
         batch_size (`int`, *optional*, defaults to 16): rows per forward of the host.
         ring_bytes (`int`, *optional*, defaults to 256 MiB): size of the shuffle ring, on the device of the activations; a
             sixteenth of it shuffles whole rows before the host.
-        packed, positions, column, split, repeat, rank, world_size: see [`hf_sae.data.TokenDataset`].
+        packed, truncation, positions, column, split, repeat, rank, world_size: see [`hf_sae.data.TokenDataset`]. Each conversation
+            has a row of its own by default; `truncation=True` and the shuffle ring then feed as FAST does (Li et al. 2025).
         dtype (`torch.dtype`, *optional*): of the activations; otherwise that of the host.
         seed (`int`, *optional*, defaults to 0): of the order of documents and of tokens.
 
     Raises:
-        HookPointError: if a place does not exist or has no fixed width.
+        HookPointError: if a place does not exist or has no fixed width, or gradients are wanted of a host that has no
+            next-token loss, is quantised or offloaded.
         DataError: if the dataset cannot be read, the rows are longer than the host allows, or `ring_bytes` is too small.
     """
 
@@ -62,7 +67,8 @@ class ActivationStream(BatchStream):
         context_length: int = 128,
         batch_size: int = 16,
         ring_bytes: int = 256 * 2**20,
-        packed: bool = True,
+        packed: bool | None = None,
+        truncation: bool = False,
         positions: Positions = "all",
         column: str | None = None,
         split: str = "train",
@@ -81,6 +87,7 @@ class ActivationStream(BatchStream):
             context_length=context_length,
             batch_size=batch_size,
             packed=packed,
+            truncation=truncation,
             positions=positions,
             column=column,
             split=split,
@@ -97,7 +104,7 @@ class ActivationStream(BatchStream):
 
     def _begin(self) -> None:
         self._counts = dict.fromkeys(("seen", "masked", "non_finite", "served", "outliers", "host_batches"), 0)
-        self._typical_norm = dict.fromkeys(self.widths, 0.0)
+        self._typical_norm = dict.fromkeys(self.reader.places, 0.0)
         self._ended, self._whole = False, True
 
     @property
@@ -242,7 +249,8 @@ class ActivationStream(BatchStream):
     def _inspect(self, rows: Rows) -> None:
         outliers = torch.zeros(rows.count, dtype=torch.bool)
         number = self._counts["host_batches"]
-        for point, x in rows.items():
+        for point in self.reader.places:
+            x = rows[point]
             norms = torch.linalg.vector_norm(x, dim=1, dtype=torch.float32).cpu()
             self._typical_norm[point] += (float(norms.median()) - self._typical_norm[point]) / number
             outliers |= norms > _OUTLIER_FACTOR * self._typical_norm[point]

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 def run_cached(options: Any, args: SAETrainingArguments, console: Console, process: Accelerator) -> None:
     """The whole command; `options` has an attribute for each flag."""
     from ..activations import CachedStream, Prefetched
+    from ..models import registered
     from ..training import SAETrainer
 
     chosen: dict[str, Any] = {"repeat": True, "seed": options.seed, "skip_corrupt": options.skip_corrupt}
@@ -27,12 +28,12 @@ def run_cached(options: Any, args: SAETrainingArguments, console: Console, proce
     whole = CachedStream(options.cache, **chosen)
     options.hook = _hook(options, whole)
     options.layer = None
-    for point in filter(None, (options.hook, options.hook_out)):
-        if point not in whole.widths:
-            fail(f"{options.cache!r} does not hold {point!r}. It holds {', '.join(whole.widths)}.")
+    _require_points(options.cache, whole, [options.hook, *filter(None, [options.hook_out])])
     model_config = build_config(options, None, whole.widths)
     model_config.provenance = None  # the stream says which text it was
-    stream = CachedStream(options.cache, [options.hook, *filter(None, [options.hook_out])], **chosen)
+    points = registered()[model_config.model_type][1].keys_for(model_config)
+    _require_points(options.cache, whole, points)
+    stream = CachedStream(options.cache, points, **chosen)
     if options.dry_run:
         rehearse(options, console, model_config, args, stream)
         return
@@ -56,14 +57,26 @@ def trainer_device(process: Accelerator) -> Any:
     return None if process.device.type == "cpu" else process.device
 
 
+def _require_points(cache: str, stream: CachedStream, points: list[str]) -> None:
+    for point in points:
+        if point not in stream.widths:
+            fail(
+                f"{cache!r} does not hold {point!r}. It holds {', '.join(stream.widths)}. "
+                f"`hf-sae cache write FOLDER {' '.join(f'--hook {name}' for name in points)}` writes one that does."
+            )
+
+
 def _hook(options: Any, stream: CachedStream) -> str:
     """The place to read: the one that was named, or the only one."""
+    from ..activations.columns import is_gradient
+
+    places = [column for column in stream.widths if not is_gradient(column)]
     if options.hook is not None and options.layer is not None:
         fail(f"--hook {options.hook} and --layer {options.layer} both name the place to read: give one of them.")
     named = options.hook or (None if options.layer is None else f"resid_post.{options.layer}")
-    if named is None and len(stream.widths) > 1:
-        fail(f"{options.cache!r} holds several places: give --hook with one of {', '.join(stream.widths)}.")
-    return named or next(iter(stream.widths))
+    if named is None and len(places) != 1:
+        fail(f"{options.cache!r} holds several places: give --hook with one of {', '.join(places or stream.widths)}.")
+    return named or places[0]
 
 
 def _host_for_measuring(options: Any, console: Console, stream: CachedStream) -> tuple[Any, Any]:

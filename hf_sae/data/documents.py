@@ -42,10 +42,10 @@ class SpecialTokens:
         self.pad: int | None = None if shared else pad
         self.fill: int = next((i for i in (pad, tokenizer.eos_token_id, self.bos) if i is not None), 0)
 
-    def left_out(self, ids: np.ndarray) -> np.ndarray:
-        """Where `ids` are BOS or padding."""
+    def left_out(self, ids: np.ndarray, padding: bool = True) -> np.ndarray:
+        """Where `ids` are BOS or (with `padding`) the padding token."""
         out = np.zeros(ids.shape, dtype=bool)
-        for special in (self.bos, self.pad):
+        for special in (self.bos, self.pad if padding else None):
             if special is not None:
                 out |= ids == special
         return out
@@ -105,6 +105,13 @@ class DocumentReader:
             )
         return record[self.column]
 
+    def left_out(self, ids: np.ndarray) -> np.ndarray:
+        """Which tokens of a document, `[n]`, no autoencoder is trained on: BOS, and padding that is part of the data.
+
+        A chat template writes no padding: where it writes the padding token, as some do at the end of a turn, it means it.
+        """
+        return self.special.left_out(ids, padding=self.kind != "chat")
+
     def read(self, records: Sequence[tuple[int, Any]]) -> list[Document]:
         """The documents of some `(number, record)` pairs; empty ones are left out.
 
@@ -134,6 +141,8 @@ class DocumentReader:
         bos, eos = self.special.bos, self.special.eos
         documents = []
         for (number, _, _), ids in zip(present, encoded, strict=True):
+            if ids[:2] == [bos, bos]:  # a text that begins with its BOS already, such as a rendered conversation
+                ids = ids[1:]
             before = [bos] if bos is not None and ids[:1] != [bos] else []
             after = [eos] if eos is not None and ids[-1:] != [eos] else []
             documents.append(Document(np.array(before + ids + after, dtype=np.int64), None, number))

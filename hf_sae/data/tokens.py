@@ -60,10 +60,14 @@ class TokenDataset:
             conversations are as its chat template writes them, token ids are taken as they are.
         context_length (`int`, *optional*, defaults to 128): tokens per row, T.
         batch_size (`int`, *optional*, defaults to 16): rows per batch, B.
-        packed (`bool`, *optional*, defaults to `True`):
-            Documents follow each other and are cut into full rows; the remainder is carried over, and only the last
-            row of all is padded. Otherwise each document has rows of its own, padded on the right. Conversations are
-            never packed.
+        packed (`bool`, *optional*):
+            `True`: documents follow each other and are cut into full rows; the remainder is carried over, and only the last
+            row of all is padded. `False`: each document has rows of its own, padded on the right. `None`: conversations have
+            rows of their own, everything else is packed. In packed rows a conversation sees the ones before it, and most
+            begin in the middle of a row; hosts are trained on them apart (Li et al. 2025, FAST, arXiv 2506.07691).
+        truncation (`bool`, *optional*, defaults to `False`):
+            Leave out what of a document is behind its first row, instead of giving it further rows, which begin in the
+            middle of it. Needs rows of their own.
         positions (`str` or `Callable`, *optional*, defaults to `"all"`):
             `"all"`; `"assistant"` or `"user"`, what that role wrote in conversations; the name of a column with a mask
             beside token ids; or a function from a batch to a bool mask `[B, T]`. Padding and BOS are never kept.
@@ -86,7 +90,8 @@ class TokenDataset:
         *,
         context_length: int = 128,
         batch_size: int = 16,
-        packed: bool = True,
+        packed: bool | None = None,
+        truncation: bool = False,
         positions: Positions = "all",
         column: str | None = None,
         split: str = "train",
@@ -102,7 +107,13 @@ class TokenDataset:
         self.reader = DocumentReader(first, tokenizer, column, positions)
         self.tokenizer, self.positions, self.split, self.seed, self.repeat = tokenizer, positions, split, seed, repeat
         self.context_length, self.batch_size = context_length, batch_size
-        self.packed = packed and self.reader.kind != "chat"
+        self.packed = self.reader.kind != "chat" if packed is None else packed
+        self.truncation = truncation
+        if self.packed and truncation:
+            raise DataError(
+                f"truncation=True leaves out what does not fit into a document's own row, and {self.reader.kind} documents are "
+                "packed here. Pass packed=False, or leave truncation out."
+            )
         known = getattr(getattr(dataset, "info", None), "dataset_name", None)
         self.name = str(dataset) if isinstance(dataset, (str, Path)) else known or type(dataset).__name__
         self._cursor: _Cursor | None = None
@@ -125,6 +136,7 @@ class TokenDataset:
             "column": self.reader.column,
             "context_length": self.context_length,
             "packed": self.packed,
+            "truncation": self.truncation,
             "positions": _name(self.positions),
             "seed": self.seed,
             "rank": self.source.rank,
@@ -264,10 +276,11 @@ class _Cursor:
         self.tokens = self._padded(self.tokens)
 
     def _rows(self, documents: list[Document]) -> Tensor:
-        special = self.dataset.reader.special
+        reader, length = self.dataset.reader, self.dataset.context_length if self.dataset.truncation else None
         rows = [torch.empty(4, 0, dtype=torch.long)]
         for ids, chosen, number in documents:
-            keep = ~special.left_out(ids) if chosen is None else chosen & ~special.left_out(ids)
+            ids = ids[:length]
+            keep = ~reader.left_out(ids) if chosen is None else chosen[:length] & ~reader.left_out(ids)
             row = torch.from_numpy(np.stack([ids, np.ones_like(ids), keep, np.full_like(ids, number)]))
             rows.append(row if self.dataset.packed else self._padded(row))
         return torch.cat(rows, dim=1)

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from ..hosts.fingerprints import warn_of_another_host
+from ..models.kernels import bag_sum
 from ..models.modeling_sae import SAE
-from ..models.sparse_ops import decode_rows
 from .core import DEFAULT_CONTEXT, recorded
 from .passes import first_pass, inference
 from .samples import open_source
@@ -108,7 +108,7 @@ def norms_of(sae: SAE, x: Tensor, target: Tensor | None = None) -> CodeNorms:
     rows, latents, values = code.flat()
     squares = sae.W_dec.float().square().sum(-1, keepdim=True)
     offsets = nn.functional.pad(torch.bincount(rows, minlength=len(x)).cumsum(0), (1, 0))
-    energy = decode_rows(values.float().square(), latents, offsets, squares).squeeze(1)
+    energy = bag_sum(latents, squares, offsets, values.float().square()).squeeze(1)
     length = (energy + sae.b_dec.float().square().sum()).sqrt().unsqueeze(1)
     per_token = None if norm is None else (norm[0].float(), norm[1].float())
     length = sae.to_output_units(length, per_token).squeeze(1).abs()

@@ -3,14 +3,14 @@
 from .auto import AutoSAE, AutoTranscoder, registered
 from .configuration_sae import SAEConfig, strict_config
 from .errors import CheckpointError, ConfigError
+from .modeling_abs_topk import AbsTopKConfig, AbsTopKSAE
 from .modeling_batch_topk import BatchTopKConfig, BatchTopKSAE
 from .modeling_feature_choice import FeatureChoiceConfig, FeatureChoiceSAE
-from .modeling_jumprelu import JumpReLUConfig, JumpReLUSAE
-from .modeling_matryoshka import MatryoshkaConfig, MatryoshkaSAE
-from .modeling_abs_topk import AbsTopKConfig, AbsTopKSAE
+from .modeling_gradient import GradientConfig, GradientSAE
 from .modeling_hierarchical_topk import HierarchicalTopKConfig, HierarchicalTopKSAE
 from .modeling_jumprelu import JumpReLUConfig, JumpReLUSAE
 from .modeling_k_sparse import KSparseConfig, KSparseSAE
+from .modeling_matryoshka import MatryoshkaConfig, MatryoshkaSAE
 from .modeling_multi_topk import MultiTopKConfig, MultiTopKSAE
 from .modeling_sae import SAE, Decoder
 from .modeling_standard import StandardConfig, StandardSAE
@@ -31,6 +31,7 @@ AutoSAE.register(KSparseConfig, KSparseSAE)
 AutoSAE.register(MultiTopKConfig, MultiTopKSAE)
 AutoSAE.register(HierarchicalTopKConfig, HierarchicalTopKSAE)
 AutoSAE.register(TopAFAConfig, TopAFASAE)
+AutoSAE.register(GradientConfig, GradientSAE)
 
 __all__ = [
     "SAE",
@@ -45,16 +46,16 @@ __all__ = [
     "Decoder",
     "FeatureChoiceConfig",
     "FeatureChoiceSAE",
-    "JumpReLUConfig",
-    "JumpReLUSAE",
-    "MatryoshkaConfig",
-    "MatryoshkaSAE",
+    "GradientConfig",
+    "GradientSAE",
     "HierarchicalTopKConfig",
     "HierarchicalTopKSAE",
     "JumpReLUConfig",
     "JumpReLUSAE",
     "KSparseConfig",
     "KSparseSAE",
+    "MatryoshkaConfig",
+    "MatryoshkaSAE",
     "MultiTopKConfig",
     "MultiTopKSAE",
     "SAEConfig",

@@ -70,14 +70,14 @@ class AbsTopKSAE(SAE):
 
     def activate(self, pre_activations: Tensor) -> Tensor:
         """Dense latents of the `config.k` pre-activations of largest magnitude."""
-        return largest(self, pre_activations, self.config.k, None, by_magnitude=True).to_dense()
+        return largest(self, pre_activations, self.config.k, None, torch.abs, rectify=False).to_dense()
 
     def latents_of(
         self, x: Tensor, norm: Norm | None, state: TrainingState | None = None
     ) -> tuple[SparseCode, Tensor | None]:
         """A fixed-k code; `state.k` is used while a schedule changes it."""
         k = self.config.k if state is None or state.k is None else state.k
-        return select_top_k(self, x, k, norm, by_magnitude=True)
+        return select_top_k(self, x, k, norm, torch.abs, rectify=False)
 
     def penalties(self, result: Pass) -> dict[str, Tensor]:
         """AuxK by magnitude."""

@@ -187,7 +187,7 @@ class MatryoshkaSAE(SAE):
     def initialize_from(self, x: Tensor, target: Tensor, state: TrainingState) -> None:
         """As in [`TopKSAE`]."""
         super().initialize_from(x, target, state)
-        shorten_encoder_rows(self, x, state)
+        shorten_encoder_rows(self, x, lambda sample: select_batch_top_k(self, sample, self.config.k, None)[0])
 
     @torch.no_grad()
     def after_step(self, state: TrainingState, output: SAEOutput) -> None:

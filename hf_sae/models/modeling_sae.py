@@ -46,7 +46,7 @@ class SAE(Saving, Normalising, PreTrainedModel):
     # among processes: all that it computes over latents then has to go through `self.dictionary`.
     per_latent: ClassVar[tuple[str, ...]] = ()
     # What an architecture needs of each token besides its activation, such as ("gradient",): training puts it into
-    # `state.given`, from the batch's entries `"<hook_in>/<name>"`.
+    # `state.given`, from the batch's entries `"<place>/<name>"` of the places that are written.
     needs: ClassVar[tuple[str, ...]] = ()
     # Whether in training the latents of a token depend on the other tokens: each process and each part of an
     # accumulated batch then selects among its own.
@@ -262,12 +262,16 @@ class SAE(Saving, Normalising, PreTrainedModel):
         """Called after an optimiser step: thresholds, controllers. Decoder rows are of unit norm again by then, and
         `output.statistics` are those of the whole batch."""
 
+    @classmethod
+    def keys_for(cls, config: SAEConfig) -> list[str]:
+        """What a training batch by hook point must hold: places read and written, and what is needed besides."""
+        needed = [f"{place}/{name}" for name in cls.needs for place in config.places_out]
+        return list(dict.fromkeys((*config.places_in, *config.places_out, *needed)))
+
     @property
     def batch_keys(self) -> list[str]:
-        """What a training batch by hook point must hold: places read and written, and what is needed besides."""
-        places = self.config.places_in
-        needed = [f"{place}/{name}" for name in self.needs for place in places]
-        return list(dict.fromkeys((*places, *self.config.places_out, *needed)))
+        """[`keys_for`] this model's config."""
+        return self.keys_for(self.config)
 
     @property
     def dictionary(self) -> WholeDictionary:

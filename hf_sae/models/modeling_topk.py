@@ -8,6 +8,7 @@ the dead latents' pre-activations reconstruct what the live ones left over.
 * AuxK is a compact dense product over the dead rows: its gradient reaches encoder and decoder of dead latents only.
 """
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -121,21 +122,33 @@ def annealed_k(config: Any, state: TrainingState) -> int:
     return round(config.k_start + (config.k - config.k_start) * done)
 
 
-def largest(sae: SAE, pre_activations: Tensor, k: int, norm: Norm | None, by_magnitude: bool = False) -> SparseCode:
-    """The rectified `k` largest of given pre-activations `[..., d_sae]`; those of largest magnitude as they are."""
-    scores = pre_activations.detach().abs() if by_magnitude else pre_activations
-    indices = top_k(scores, min(k, pre_activations.shape[-1]))
+def largest(
+    sae: SAE,
+    pre_activations: Tensor,
+    k: int,
+    norm: Norm | None,
+    score: Callable[[Tensor], Tensor] | None = None,
+    rectify: bool = True,
+) -> SparseCode:
+    """The code of the `k` largest of given pre-activations `[..., d_sae]`; see [`select_top_k`]."""
+    ranked = pre_activations if score is None else score(pre_activations.detach())
+    indices = top_k(ranked, min(k, pre_activations.shape[-1]))
     values = pre_activations.gather(-1, indices)
-    if not by_magnitude:
+    if score is None:
         values, indices = sae.dictionary.choose(values, indices, k)
-        values = torch.relu(values)
+    values = torch.relu(values) if rectify else values
     return SparseCode(values, indices, None, pre_activations.shape[-1], norm)
 
 
 def select_top_k(
-    sae: SAE, x: Tensor, k: int, norm: Norm | None, by_magnitude: bool = False
+    sae: SAE,
+    x: Tensor,
+    k: int,
+    norm: Norm | None,
+    score: Callable[[Tensor], Tensor] | None = None,
+    rectify: bool = True,
 ) -> tuple[SparseCode, Tensor | None]:
-    """The rectified `k` largest pre-activations of a normalised input `[..., d_in]`, and all of them if they are at hand.
+    """The `k` largest pre-activations of a normalised input `[..., d_in]`, and all of them if they are at hand.
 
     With gradients and a plain encoder only the selected rows get a gradient product.
 
@@ -144,17 +157,19 @@ def select_top_k(
         x (`Tensor`): `[..., d_in]`.
         k (`int`): how many.
         norm (`tuple`, *optional*): of the tokens, for the code.
-        by_magnitude (`bool`): those of largest absolute value, as they are; only for a dictionary that is not shared out.
+        score (`Callable`, *optional*): from all pre-activations, what latents are ranked by instead; outside the graph, and
+            only for a dictionary that is not shared out.
+        rectify (`bool`): whether negative ones that were chosen become zero.
     """
     if not sae.encoder_is_plain() or not (torch.is_grad_enabled() or can_screen(x, sae.encoder.weight, k)):
         pre = sae.pre_activations(x)
-        return largest(sae, pre, k, norm, by_magnitude), pre
+        return largest(sae, pre, k, norm, score, rectify), pre
     rows = x.reshape(-1, x.shape[-1])
     shift = sae.dictionary.copy(sae.decoder()) if sae.config.subtracts_bias else None
     encoder = (sae.encoder.weight, sae.encoder.bias)
-    values, indices, transposed = select_pre_activations(rows, encoder, shift, k, sae.dictionary, by_magnitude)
+    values, indices, transposed = select_pre_activations(rows, encoder, shift, k, sae.dictionary, score)
     shape, d_sae = (*x.shape[:-1], indices.shape[-1]), sae.encoder.weight.shape[0]
-    values = (values if by_magnitude else torch.relu(values)).view(shape)
+    values = (torch.relu(values) if rectify else values).view(shape)
     return SparseCode(values, indices.view(shape), None, d_sae, norm, transposed=transposed), None
 
 
@@ -195,9 +210,7 @@ def auxk(sae: SAE, result: Pass, by_magnitude: bool = False, candidates: Tensor 
 def _pre_activations_of(sae: SAE, x: Tensor, index: Tensor) -> Tensor:
     """`[tokens, len(index)]`, the pre-activations of some latents, with gradients for those alone."""
     x = x.detach()
-    if (
-        not sae.encoder_is_plain()
-    ):  # rows of `weight` would be an adapter's base, and the adapter would get no gradient
+    if not sae.encoder_is_plain():  # rows of `weight` would be an adapter's base, which gets no gradient
         return sae.pre_activations(x)[..., index]
     if sae.config.subtracts_bias:
         x = x - sae.decoder().detach()
@@ -205,21 +218,24 @@ def _pre_activations_of(sae: SAE, x: Tensor, index: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def shorten_encoder_rows(sae: SAE, x: Tensor, state: TrainingState | None = None) -> None:
-    """Scales the encoder rows by the least-squares factor for a sample `[tokens, d_in]`; `state` goes to `latents_of`.
+def shorten_encoder_rows(sae: SAE, x: Tensor, encode: Callable[[Tensor], Tensor | SparseCode] | None = None) -> None:
+    """Scales the encoder rows by the least-squares factor for a sample `[tokens, d_in]`.
+
+    `encode` gives the latents of normalised inputs where [`SAE.latents_of`] would need more than them.
 
     The rows of an overcomplete dictionary overlap, so that k projections on unit rows add up to several times the input.
     """
     if not sae.config.is_transcoder:  # random rows reconstruct nothing that could be scaled
-        sae.encoder.weight.mul_(length_scale(sae, x))
+        sae.encoder.weight.mul_(length_scale(sae, x, encode))
 
 
 @torch.no_grad()
-def length_scale(sae: SAE, x: Tensor) -> Tensor:
+def length_scale(sae: SAE, x: Tensor, encode: Callable[[Tensor], Tensor | SparseCode] | None = None) -> Tensor:
     """The factor that brings the reconstructions of a sample `[tokens, d_in]` closest to it, decoder bias apart; 1 where
     that is not positive."""
     sample, _ = sae.normalize(x[:SCALE_TOKENS])
     centred = sample - sae.decoder.bias
-    reconstruction = sae.decoder(sae.latents_of(sample, None, state)[0]) - sae.decoder.bias
+    latents = sae.latents_of(sample, None)[0] if encode is None else encode(sample)
+    reconstruction = sae.decoder(latents) - sae.decoder.bias
     scale = (reconstruction * centred).sum() / reconstruction.square().sum().clamp_min(1e-12)
     return torch.where(scale > 0, scale, torch.ones_like(scale))

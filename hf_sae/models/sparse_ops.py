@@ -13,6 +13,7 @@ Dtypes are cast explicitly, since `embedding_bag` refuses mixed ones under autoc
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -198,7 +199,7 @@ def select_pre_activations(
     shift: Tensor | None,
     k: int,
     dictionary: WholeDictionary | None = None,
-    by_magnitude: bool = False,
+    score: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Transposed]:
     """The `k` largest of `(x - shift) @ weight.T + bias` for each token, with gradients that touch the selected rows only.
 
@@ -210,7 +211,8 @@ def select_pre_activations(
         shift (`Tensor`, *optional*): `[d_in]`.
         k (`int`): how many.
         dictionary ([`WholeDictionary`], *optional*): of which the encoder has a part, where it has not all.
-        by_magnitude (`bool`): the largest by absolute value, signs kept; of a whole dictionary only.
+        score (`Callable`, *optional*): what latents are ranked by instead, from all pre-activations `[tokens, d_sae]`; needs
+            the whole dictionary.
 
     Returns:
         Values and indices `[tokens, k]` (see [`WholeDictionary.choose`]), and the transpose of the indices.
@@ -218,27 +220,31 @@ def select_pre_activations(
     weight, bias = encoder
     with torch.no_grad():
         centred = x if shift is None else x - shift
-        values, indices = encode_top_k(centred, weight, bias, min(k, weight.shape[0]), by_magnitude)
-        if not by_magnitude:
+        if score is None:
+            values, indices = encode_top_k(centred, weight, bias, min(k, weight.shape[0]))
             values, indices = (dictionary or WholeDictionary()).choose(values, indices, k)
+        else:
+            pre_activations = F.linear(centred, weight, bias)
+            indices = top_k(score(pre_activations), min(k, weight.shape[0]))
+            values = pre_activations.gather(-1, indices)
     transposed = Transposed(indices, weight.shape[0])
     return _Selected.apply(x, weight, bias, shift, centred, values, transposed), indices, transposed
 
 
 @torch.no_grad()
-def encode_top_k(x: Tensor, weight: Tensor, bias: Tensor, k: int, by_magnitude: bool = False) -> tuple[Tensor, Tensor]:
+def encode_top_k(x: Tensor, weight: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Values and indices `[tokens, k]` of the `k` largest of `x @ weight.T + bias`, in the precision of autocast.
 
     In float32 on a processor with bfloat16 products the result is the same, for less time (`screening`).
     """
-    if kernels_for(x) and not by_magnitude:  # the fused kernel compares signed scores
+    if kernels_for(x):
         kind = x.device.type
         cast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
         return triton_encode_top_k(x, weight.to(cast), bias, k)
-    if can_screen(x, weight, k) and not by_magnitude:
+    if can_screen(x, weight, k):
         return screened_top_k(x, (weight, bias), k, top_k, dots)
     pre_activations = F.linear(x, weight, bias)
-    indices = top_k(pre_activations.abs() if by_magnitude else pre_activations, k)
+    indices = top_k(pre_activations, k)
     return pre_activations.gather(-1, indices), indices
 
 

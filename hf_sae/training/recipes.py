@@ -12,7 +12,7 @@ from ..activations import ActivationStream
 from ..errors import HookPointError
 from ..hosts import width_of
 from ..hosts.loading import load_host
-from ..models import SAE, AutoSAE, SAEConfig, TopKConfig
+from ..models import SAE, AutoSAE, SAEConfig, TopKConfig, registered
 from .arguments import SAETrainingArguments
 from .trainer import SAETrainer
 
@@ -87,8 +87,9 @@ def open_stream(
     [`ActivationStream`] and win.
     """
     process = Accelerator()
-    points = list(dict.fromkeys((*config.places_in, *config.places_out)))
-    bytes_per_token = 4 * (config.d_in + (config.d_out or 0)) + 16
+    _, model = registered()[config.model_type]
+    points = model.keys_for(config)
+    bytes_per_token = 4 * (config.d_in + (config.d_out or 0) * (1 + len(model.needs))) + 16
     tokens = max(args.total_tokens // 8, 4 * args.tokens_per_batch)
     chosen: dict[str, Any] = {
         "repeat": True,

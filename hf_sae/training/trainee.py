@@ -91,7 +91,7 @@ class Trainee:
         """
         found = {}
         for name in self.sae.needs:
-            keys = [f"{place}/{name}" for place in self.sae.config.places_in]
+            keys = [f"{place}/{name}" for place in self.sae.config.places_out]
             if not isinstance(batch, dict) or not batch.keys() >= set(keys):
                 raise HookPointError(
                     f"{self.name} is a {type(self.sae).__name__} and needs the {name} of each token, {keys[0]!r} in a batch "

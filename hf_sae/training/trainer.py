@@ -266,6 +266,7 @@ class SAETrainer:
         for trainee in self.trainees:
             empty = {point: torch.zeros(1, width) for point, width in self.feed.stream.widths.items()}
             trainee.select(empty)
+            trainee.given(empty)
 
 
 def _inside(model: nn.Module, name: str) -> SAE:

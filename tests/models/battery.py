@@ -73,7 +73,7 @@ class Case:
     def given(self, sae: SAE, n: int = 40, seed: int = 2) -> dict[str, Tensor]:
         """What the architecture needs of each token besides its activation."""
         generator = torch.Generator().manual_seed(seed)
-        return {name: torch.randn(n, D_IN, generator=generator) for name in sae.needs}
+        return {name: torch.randn(n, sae.config.d_out, generator=generator) for name in sae.needs}
 
 
 def kinds_of(model_type: str) -> list[str]:

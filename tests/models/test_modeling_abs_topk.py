@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hf_sae.models import AbsTopKConfig, AbsTopKSAE, ConfigError, TopKConfig, TopKSAE, TrainingState
-from hf_sae.models.sparse_ops import encode_top_k
+from hf_sae.models.sparse_ops import select_pre_activations
 from hf_sae.training.optimizer import RowAdam
 
 
@@ -63,7 +63,7 @@ def test_a_negative_latent_fires_and_is_counted() -> None:
 
 def test_fast_path_is_the_plain_one() -> None:
     sae, x = build(d_sae=64, k=5), torch.randn(30, 6)
-    values, indices = encode_top_k(x, sae.encoder.weight, sae.encoder.bias, 5, by_magnitude=True)
+    values, indices, _ = select_pre_activations(x, (sae.encoder.weight, sae.encoder.bias), None, 5, score=torch.abs)
     pre = x @ sae.encoder.weight.T + sae.encoder.bias
     chosen = pre.abs().topk(5).indices
     torch.testing.assert_close(values.sort().values, pre.gather(-1, chosen).sort().values)

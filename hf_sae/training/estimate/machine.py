@@ -140,6 +140,7 @@ def _fastest(call: Callable[[], object], device: torch.device) -> float:
 def _gradients(sae: SAE, x: torch.Tensor, target: torch.Tensor, bf16: bool) -> None:
     state = TrainingState(total_steps=1, dead_after_tokens=10**9)
     state.tokens_since_fired = torch.zeros(sae.config.d_sae, dtype=torch.long, device=x.device)
+    state.given = {name: torch.randn_like(target) for name in sae.needs}
     with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
         loss = sae(x, target=target, state=state).loss
     loss.backward()
