@@ -158,7 +158,7 @@ def _pre_activations_of(sae: SAE, x: Tensor, index: Tensor) -> Tensor:
     if (
         not sae.encoder_is_plain()
     ):  # rows of `weight` would be an adapter's base, and the adapter would get no gradient
-        return sae.pre_activations(x)[..., index]
+        return sae.pre_activations_of(x, index)
     if sae.config.subtracts_bias:
         x = x - sae.decoder().detach()
     return F.linear(x, select_rows(sae.encoder.weight, index), sae.encoder.bias[index])
@@ -166,15 +166,20 @@ def _pre_activations_of(sae: SAE, x: Tensor, index: Tensor) -> Tensor:
 
 @torch.no_grad()
 def shorten_encoder_rows(sae: SAE, x: Tensor) -> None:
-    """Scales the encoder rows by the least-squares factor for a sample `[tokens, d_in]`.
+    """Scales the encoder rows by [`fitted_scale`]."""
+    sae.encoder.weight.mul_(fitted_scale(sae, x))
+
+
+@torch.no_grad()
+def fitted_scale(sae: SAE, x: Tensor) -> float:
+    """The least-squares factor on the latents of a sample `[tokens, d_in]`; 1 where there is none.
 
     The rows of an overcomplete dictionary overlap, so that k projections on unit rows add up to several times the input.
     """
     if sae.config.is_transcoder:  # random rows reconstruct nothing that could be scaled
-        return
+        return 1.0
     sample, _ = sae.normalize(x[:SCALE_TOKENS])
     centred = sample - sae.decoder.bias
     reconstruction = sae.decoder(sae.latents_of(sample, None)[0]) - sae.decoder.bias
     scale = (reconstruction * centred).sum() / reconstruction.square().sum().clamp_min(1e-12)
-    if scale > 0:
-        sae.encoder.weight.mul_(scale)
+    return float(scale) if scale > 0 else 1.0

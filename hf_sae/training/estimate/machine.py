@@ -117,6 +117,8 @@ def _reduced(config: SAEConfig, args: SAETrainingArguments) -> tuple[SAEConfig, 
     for name in ("k_aux", "k_start"):
         if getattr(small, name, None) is not None:
             changes[name] = min(getattr(small, name), d_sae)
+    # factors of d_sae, which follow from it where they are left open
+    changes |= {name: None for name in ("heads", "base", "extension") if hasattr(small, name)}
     return small.replace(**changes), n_tokens
 
 
