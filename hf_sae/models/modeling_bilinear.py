@@ -12,7 +12,7 @@ and `quadratic_form_of` give B, and `eigenfeatures` its spectrum, `Σ_i λ_i (v_
   data (how the authors' start was not found).
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -78,7 +78,7 @@ class BilinearSAE(SAE):
         self.post_init()
 
     @staticmethod
-    def make_encoder(config: BilinearConfig) -> nn.Module:
+    def make_encoder(config: Any) -> nn.Module:
         """[`BilinearEncoder`]: `encoder.left` and `encoder.right`, each `[d_sae, d_in]`."""
         return BilinearEncoder(config.d_in, config.d_sae)
 
@@ -157,7 +157,7 @@ class BilinearSAE(SAE):
             ConfigError: for a latent that does not exist.
         """
         latents = torch.as_tensor(latents, device=self.decoder.weight.device)
-        if latents.numel() and not (0 <= int(latents.min()) and int(latents.max()) < self.config.d_sae):
+        if ((latents < 0) | (latents >= self.config.d_sae)).any():
             raise ConfigError(
                 f"latents={latents.tolist()} must lie between 0 and d_sae - 1 = {self.config.d_sae - 1}."
             )

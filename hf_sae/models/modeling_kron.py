@@ -13,7 +13,7 @@ revived by AuxK, as in TopK. What the saved model does at inference is the same.
   for every autoencoder here (`pre_bias=False` is the paper's way); the rows of P and Q are scaled to the data before training.
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -147,7 +147,7 @@ class KronSAE(SAE):
         self.post_init()
 
     @staticmethod
-    def make_encoder(config: KronConfig) -> nn.Module:
+    def make_encoder(config: Any) -> nn.Module:
         """[`KronEncoder`]: `encoder.p` `[h m, d_in]` and `encoder.q` `[h n', d_in]`."""
         return KronEncoder(config.d_in, config.shape)
 

@@ -73,7 +73,7 @@ class SAE(Saving, Normalising, Weights, PreTrainedModel):
         self.init_encoder()
 
     @staticmethod
-    def make_encoder(config: SAEConfig) -> nn.Module | None:
+    def make_encoder(config: Any) -> nn.Module | None:
         """The module that gives pre-activations; `None` where the decoder's rows are the encoder's too."""
         return nn.Linear(config.d_in, config.d_sae)
 

@@ -13,7 +13,7 @@ to be compared with. σ is in the units of the activations, whose scale therefor
   ranked by value and rectified, and KL is over all latents and of the mean itself. Their default, β = 500, is not ours.
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -68,7 +68,7 @@ class VariationalSAE(SAE):
 
     def __init__(self, config: VariationalConfig) -> None:
         super().__init__(config)
-        self.log_variance = nn.Linear(config.d_in, config.d_sae) if config.learns_sigma else None
+        self.log_variance: Any = nn.Linear(config.d_in, config.d_sae) if config.learns_sigma else None
         self.post_init()
 
     @torch.no_grad()

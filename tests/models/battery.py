@@ -6,7 +6,7 @@ import copy
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hf_sae.models import SAE, AutoSAE, SAEConfig, TrainingState, registered
 
@@ -91,6 +91,12 @@ class Case:
                 if whole or (blocks < sae.config.d_sae and name.startswith("encoder.")):
                     parameter.copy_(parameter.unflatten(0, (blocks, -1))[order].flatten(0, 1))
         return other, torch.arange(sae.config.d_sae).view(blocks, -1)[order].flatten()
+
+
+def encoder_layers(sae: SAE) -> list[str]:
+    """The linear maps that an architecture reads with, which LoRA may adapt; none where it reads with the decoder's rows."""
+    named = sae.named_modules()
+    return [name for name, layer in named if "encoder" in name.split(".") and type(layer) is nn.Linear]
 
 
 def kinds_of(model_type: str) -> list[str]:

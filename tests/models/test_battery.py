@@ -25,7 +25,7 @@ from hf_sae.models import (
     registered,
 )
 from hf_sae.training.optimizer import RowAdam
-from tests.models.battery import CASES, D_SAE, Case
+from tests.models.battery import CASES, D_SAE, Case, encoder_layers
 
 
 pytestmark = pytest.mark.parametrize("case", CASES, ids=str)
@@ -316,10 +316,7 @@ def test_lora_on_the_encoder(case: Case, tmp_path: Path) -> None:
     sae, (x, target) = case.build(), case.batch()
     sae.save_pretrained(tmp_path / "base")
     base = AutoSAE.from_pretrained(tmp_path / "base")
-    layers = [
-        name for name, layer in base.named_modules() if "encoder" in name.split(".") and type(layer) is nn.Linear
-    ]
-    if not layers:  # it reads with the decoder's rows
+    if not (layers := encoder_layers(base)):  # it reads with the decoder's rows
         return
     one_matrix = type(base.encoder) is nn.Linear
     before, before_pre = base.encoder.weight.clone() if one_matrix else None, base.pre_activations(x).detach()
