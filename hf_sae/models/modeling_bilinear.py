@@ -23,8 +23,8 @@ from .adapters import merged
 from .configuration_sae import SAEConfig, require_amounts, require_between, strict_config
 from .errors import ConfigError
 from .modeling_sae import SAE, Norm, has_hooks, is_plain
-from .modeling_topk import auxk, fitted_scale
-from .outputs import Pass, TrainingState
+from .modeling_topk import SCALE_TOKENS, auxk
+from .outputs import Pass, TrainingState, total_variance
 from .row_gradients import Transposed
 from .sparse_code import SparseCode
 from .sparse_ops import chosen_products, select_rows, top_k
@@ -140,9 +140,15 @@ class BilinearSAE(SAE):
 
     @torch.no_grad()
     def initialize_from(self, x: Tensor, target: Tensor, state: TrainingState) -> None:
-        """As in [`SAE`]; then both maps are scaled until the first reconstructions have the right length."""
+        """As in [`SAE`]; then both maps are scaled until the first reconstructions vary as much as what they reconstruct.
+
+        (A least-squares factor would be near 0: products of random rows are hardly correlated with the input.)
+        """
         super().initialize_from(x, target, state)
-        scale = fitted_scale(self, x) ** 0.5
+        sample, norm = self.normalize(x[:SCALE_TOKENS])
+        wanted = self.comparable(target[:SCALE_TOKENS]) if self.config.is_transcoder else sample
+        first = self.decoder(self.latents_of(sample, norm)[0]) - self.decoder.bias
+        scale = (total_variance(wanted) / float(first.square().sum(-1).mean().clamp_min(1e-12))) ** 0.25
         self.encoder.left.weight.mul_(scale)
         self.encoder.right.weight.mul_(scale)
 

@@ -13,6 +13,7 @@ to be compared with. σ is in the units of the activations, whose scale therefor
   ranked by value and rectified, and KL is over all latents and of the mean itself. Their default, β = 500, is not ours.
 """
 
+import math
 from typing import Any, ClassVar
 
 import torch
@@ -77,7 +78,7 @@ class VariationalSAE(SAE):
         super().init_encoder()
         if self.log_variance is not None:
             init.zeros_(self.log_variance.weight)
-            init.constant_(self.log_variance.bias, 2 * torch.tensor(float(self.config.sigma)).log().item())
+            init.constant_(self.log_variance.bias, 2 * math.log(self.config.sigma))
 
     def activate(self, pre_activations: Tensor) -> Tensor:
         """Dense latents of the `config.k` largest pre-activations."""
@@ -104,8 +105,8 @@ class VariationalSAE(SAE):
         """`β s(t) KL` in the units of the squared error, and AuxK."""
         state, config = result.state, self.config
         means = self.pre_activations(result.x) if result.pre_activations is None else result.pre_activations
-        log_variance = None if self.log_variance is None else self._log_variance(result.x).float()
-        kl = kl_divergence(means.to(torch.promote_types(means.dtype, torch.float32)), log_variance).mean()
+        log_variance = None if self.log_variance is None else self._log_variance(result.x)
+        kl = kl_divergence(means, log_variance).mean()
         warm_up = config.kl_warmup_share * state.total_steps
         risen = min(1.0, state.step / warm_up) if warm_up >= 1 else 1.0
         return {"kl": config.kl_coefficient * risen / state.normaliser * kl} | auxk(self, result)
@@ -124,7 +125,12 @@ def kl_divergence(mean: Tensor, log_variance: Tensor | None = None) -> Tensor:
 
     Without `log_variance` it is that of a fixed one up to a constant, `½ Σ μ²`.
     """
-    squares = mean.square()
+    squares = _in_full_precision(mean).square()
     if log_variance is not None:
+        log_variance = _in_full_precision(log_variance)
         squares = squares + log_variance.exp() - 1 - log_variance
     return squares.sum(-1) / 2
+
+
+def _in_full_precision(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
