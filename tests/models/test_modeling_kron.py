@@ -200,3 +200,23 @@ def test_it_fits_conjunctions_better_than_topk_at_equal_encoder_parameters() -> 
     (ours, fvu), (theirs, baseline) = (fitted(c, conjunctions, steps=250, lr=2e-2) for c in (kron, topk))
     assert sum(p.numel() for p in ours.encoder.parameters()) == sum(p.numel() for p in theirs.encoder.parameters())
     assert fvu < baseline - 0.045
+
+
+def test_what_reads_encoder_matrices_elsewhere_does_without_one() -> None:
+    from hf_sae.conversion.writing import write
+    from hf_sae.errors import ConversionError
+    from hf_sae.evaluation.readings import _changes, _variant
+    from hf_sae.training import SAETrainingArguments
+    from hf_sae.training.estimate.machine import _reduced
+
+    sae, x = small(heads=2).float().eval(), torch.randn(20, 6)
+    changes = list(_changes(sae, x, True))
+    names = [name for name, _, _ in changes]
+    assert "decoder transposed" in names
+    assert not [name for name in names if "encoder" in name]
+    assert all(_variant(sae, config, weights)(x).reconstruction.shape == (20, 6) for _, config, weights in changes)
+    with pytest.raises(ConversionError, match="KronSAE"):
+        write(sae, "nowhere", "saelens")
+    wide = KronConfig(d_in=6, d_sae=49152, heads=8192, base=2, extension=3)
+    less, _ = _reduced(wide, SAETrainingArguments(output_dir="none"))
+    assert less.d_sae < 49152, "measured on fewer latents, of which the given factors need be none"
