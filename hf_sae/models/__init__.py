@@ -5,17 +5,20 @@ from .configuration_sae import SAEConfig, strict_config
 from .errors import CheckpointError, ConfigError
 from .modeling_abs_topk import AbsTopKConfig, AbsTopKSAE
 from .modeling_batch_topk import BatchTopKConfig, BatchTopKSAE
+from .modeling_bilinear import BilinearConfig, BilinearSAE
 from .modeling_feature_choice import FeatureChoiceConfig, FeatureChoiceSAE
 from .modeling_gradient import GradientConfig, GradientSAE
 from .modeling_hierarchical_topk import HierarchicalTopKConfig, HierarchicalTopKSAE
 from .modeling_jumprelu import JumpReLUConfig, JumpReLUSAE
 from .modeling_k_sparse import KSparseConfig, KSparseSAE
+from .modeling_kron import KronConfig, KronSAE
 from .modeling_matryoshka import MatryoshkaConfig, MatryoshkaSAE
 from .modeling_multi_topk import MultiTopKConfig, MultiTopKSAE
 from .modeling_sae import SAE, Decoder
 from .modeling_standard import StandardConfig, StandardSAE
 from .modeling_top_afa import TopAFAConfig, TopAFASAE
 from .modeling_topk import TopKConfig, TopKSAE
+from .modeling_variational import VariationalConfig, VariationalSAE
 from .outputs import SAEOutput, TrainingState, total_variance
 from .sparse_code import SparseCode
 
@@ -32,6 +35,9 @@ AutoSAE.register(MultiTopKConfig, MultiTopKSAE)
 AutoSAE.register(HierarchicalTopKConfig, HierarchicalTopKSAE)
 AutoSAE.register(TopAFAConfig, TopAFASAE)
 AutoSAE.register(GradientConfig, GradientSAE)
+AutoSAE.register(KronConfig, KronSAE)
+AutoSAE.register(BilinearConfig, BilinearSAE)
+AutoSAE.register(VariationalConfig, VariationalSAE)
 
 __all__ = [
     "SAE",
@@ -41,6 +47,8 @@ __all__ = [
     "AutoTranscoder",
     "BatchTopKConfig",
     "BatchTopKSAE",
+    "BilinearConfig",
+    "BilinearSAE",
     "CheckpointError",
     "ConfigError",
     "Decoder",
@@ -54,6 +62,8 @@ __all__ = [
     "JumpReLUSAE",
     "KSparseConfig",
     "KSparseSAE",
+    "KronConfig",
+    "KronSAE",
     "MatryoshkaConfig",
     "MatryoshkaSAE",
     "MultiTopKConfig",
@@ -68,6 +78,8 @@ __all__ = [
     "TopKConfig",
     "TopKSAE",
     "TrainingState",
+    "VariationalConfig",
+    "VariationalSAE",
     "registered",
     "strict_config",
     "total_variance",

@@ -31,12 +31,18 @@ class AutoSAE(_BaseAutoModelClass):
         """Makes an architecture known to `AutoSAE`, `AutoConfig` and `AutoModel` by its config's `model_type`.
 
         Raises:
-            ConfigError: if another config class holds that `model_type`, which transformers would replace silently.
+            ConfigError: if another config class holds that `model_type`, which transformers would replace silently, or the
+                model does not name its config.
         """
         holder = registered().get(config_class.model_type)
         if holder is not None and holder[0] is not config_class and not exist_ok:
             raise ConfigError(
                 f"model_type {config_class.model_type!r} belongs to {holder[0].__name__}: give {config_class.__name__} its own."
+            )
+        if model_class.config_class is not config_class:
+            raise ConfigError(
+                f"{model_class.__name__} does not say which config is its own: write `config: {config_class.__name__}` in "
+                "the body of the class (the class itself, not its name as a string)."
             )
         AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
         AutoModel.register(config_class, model_class, exist_ok=True)

@@ -17,7 +17,6 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers import initialization as init
 
-from .adapters import merged
 from .configuration_sae import SAEConfig
 from .decoder import Decoder
 from .dictionary import WholeDictionary
@@ -28,9 +27,10 @@ from .outputs import Pass, SAEOutput, TrainingState, total_variance
 from .saving import Saving
 from .sparse_code import SparseCode
 from .sparse_ops import squared_error
+from .weights import Weights
 
 
-class SAE(Saving, Normalising, PreTrainedModel):
+class SAE(Saving, Normalising, Weights, PreTrainedModel):
     """A sparse autoencoder, transcoder or skip transcoder: `x̂ = latents(x) @ W_dec + b_dec (+ skip(x))`."""
 
     config: SAEConfig
@@ -74,7 +74,7 @@ class SAE(Saving, Normalising, PreTrainedModel):
         self.init_encoder()
 
     @staticmethod
-    def make_encoder(config: SAEConfig) -> nn.Module | None:
+    def make_encoder(config: Any) -> nn.Module | None:
         """The module that gives pre-activations; `None` where the decoder's rows are the encoder's too."""
         return nn.Linear(config.d_in, config.d_sae)
 
@@ -94,12 +94,13 @@ class SAE(Saving, Normalising, PreTrainedModel):
             return encode_mostly_zero(rows, (self.encoder.weight, self.encoder.bias), shift).view(*x.shape[:-1], -1)
         return self.encoder(x if shift is None else x - shift)
 
+    def pre_activations_of(self, x: Tensor, latents: Tensor) -> Tensor:
+        """`[..., len(latents)]`: the pre-activations of some latents, whose indices are given in ascending order."""
+        return self.pre_activations(x)[..., latents]
+
     def encoder_is_plain(self) -> bool:
-        """Whether the encoder is an `nn.Linear` and nothing else, of whose rows some may be used."""
-        # LoRA, quantised and offloaded encoders, and encoders with hooks, must be called as modules
-        encoder: Any = self.encoder
-        hooked = encoder._forward_hooks or encoder._forward_pre_hooks or encoder._backward_hooks
-        return type(encoder) is nn.Linear and not hooked and "forward" not in vars(encoder)
+        """Whether the encoder is one linear map of which some rows may be used: see [`is_plain`]."""
+        return is_plain(self.encoder)
 
     def activate(self, pre_activations: Tensor) -> Tensor:
         """Dense latents from pre-activations `[..., d_sae]`; the architecture's nonlinearity."""
@@ -192,8 +193,9 @@ class SAE(Saving, Normalising, PreTrainedModel):
         """Whether one sparse product gives the squared error: a code with gradients, in units that do not vary by token."""
         if latents.transposed is None or type(self.decoder) is not Decoder:
             return False
-        hooked = self.decoder._forward_hooks or self.decoder._forward_pre_hooks or "forward" in vars(self.decoder)
-        return not hooked and (self.config.is_transcoder or self.config.input_norm in ("none", "scalar"))
+        return not has_hooks(self.decoder) and (
+            self.config.is_transcoder or self.config.input_norm in ("none", "scalar")
+        )
 
     def _sparse_error(self, x: Tensor, latents: SparseCode, target: Tensor | None) -> tuple[Tensor, Tensor]:
         """Squared error of each token and (outside the graph) the error itself, both in the target's units.
@@ -283,22 +285,14 @@ class SAE(Saving, Normalising, PreTrainedModel):
         """Of the dictionary: thresholds stay in float32 in a model of any dtype."""
         return self.decoder.weight.dtype
 
-    @property
-    def W_enc(self) -> Tensor:
-        """`[d_in, d_sae]`, read-only; a LoRA on the encoder is merged in."""
-        return merged(self.encoder).weight.detach().T
 
-    @property
-    def b_enc(self) -> Tensor:
-        """`[d_sae]`, read-only; a LoRA's bias is merged in."""
-        return merged(self.encoder).bias.detach()
+def is_plain(layer: Any) -> bool:
+    """Whether a layer is an `nn.Linear` and nothing else, of whose rows some may be used."""
+    # LoRA, quantised and offloaded layers, and layers with hooks, must be called as modules
+    return type(layer) is nn.Linear and not has_hooks(layer)
 
-    @property
-    def W_dec(self) -> Tensor:
-        """`[d_sae, d_out]`, read-only."""
-        return self.decoder.weight.detach()
 
-    @property
-    def b_dec(self) -> Tensor:
-        """`[d_out]`, read-only."""
-        return self.decoder.bias.detach()
+def has_hooks(module: nn.Module) -> bool:
+    """Whether calling a module does more than its class says."""
+    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
+    return bool(hooks) or "forward" in vars(module)

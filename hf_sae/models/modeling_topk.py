@@ -211,7 +211,7 @@ def _pre_activations_of(sae: SAE, x: Tensor, index: Tensor) -> Tensor:
     """`[tokens, len(index)]`, the pre-activations of some latents, with gradients for those alone."""
     x = x.detach()
     if not sae.encoder_is_plain():  # rows of `weight` would be an adapter's base, which gets no gradient
-        return sae.pre_activations(x)[..., index]
+        return sae.pre_activations_of(x, index)
     if sae.config.subtracts_bias:
         x = x - sae.decoder().detach()
     return F.linear(x, select_rows(sae.encoder.weight, index), sae.encoder.bias[index])
@@ -225,14 +225,15 @@ def shorten_encoder_rows(sae: SAE, x: Tensor, encode: Callable[[Tensor], Tensor 
 
     The rows of an overcomplete dictionary overlap, so that k projections on unit rows add up to several times the input.
     """
-    if not sae.config.is_transcoder:  # random rows reconstruct nothing that could be scaled
-        sae.encoder.weight.mul_(length_scale(sae, x, encode))
+    sae.encoder.weight.mul_(length_scale(sae, x, encode))
 
 
 @torch.no_grad()
 def length_scale(sae: SAE, x: Tensor, encode: Callable[[Tensor], Tensor | SparseCode] | None = None) -> Tensor:
     """The factor that brings the reconstructions of a sample `[tokens, d_in]` closest to it, decoder bias apart; 1 where
-    that is not positive."""
+    that is not positive, and for a transcoder, whose random rows reconstruct nothing that could be scaled."""
+    if sae.config.is_transcoder:
+        return x.new_ones(())
     sample, _ = sae.normalize(x[:SCALE_TOKENS])
     centred = sample - sae.decoder.bias
     latents = sae.latents_of(sample, None)[0] if encode is None else encode(sample)

@@ -231,6 +231,18 @@ def select_pre_activations(
     return _Selected.apply(x, weight, bias, shift, centred, values, transposed), indices, transposed
 
 
+def chosen_products(x: Tensor, weight: Tensor, values: Tensor, transposed: Transposed) -> Tensor:
+    """`[tokens, k]`: products `x @ weight.T` that are known for chosen latents, with gradients that touch their rows only.
+
+    Args:
+        x (`Tensor`): `[tokens, d_in]`.
+        weight (`Tensor`): `[d_sae, d_in]`.
+        values (`Tensor`): `[tokens, k]`, the products.
+        transposed ([`Transposed`]): of the chosen latents' indices `[tokens, k]`.
+    """
+    return _Selected.apply(x, weight, None, None, x.detach(), values, transposed)
+
+
 @torch.no_grad()
 def encode_top_k(x: Tensor, weight: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Values and indices `[tokens, k]` of the `k` largest of `x @ weight.T + bias`, in the precision of autocast.
@@ -259,10 +271,10 @@ class _Selected(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):
         centred, weight = ctx.saved_tensors
-        needs_x, _, _, needs_shift, *_ = ctx.needs_input_grad
+        needs_x, _, needs_bias, needs_shift, *_ = ctx.needs_input_grad
         transposed, grad = ctx.transposed, grad.contiguous()
-        grad_bias = transposed.sum_values(grad)
+        grad_bias = transposed.sum_values(grad) if needs_bias or needs_shift else None
         grad_weight = give(ctx.sink, RowGradient(transposed, grad, centred.to(grad.dtype)), weight)
         grad_shift = -(grad_bias @ weight) if needs_shift else None
         grad_x = _decode(grad, transposed.indices, weight) if needs_x else None
-        return grad_x, grad_weight, grad_bias, grad_shift, None, None, None
+        return grad_x, grad_weight, grad_bias if needs_bias else None, grad_shift, None, None, None

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hf_sae.models import SAE, AutoSAE, SAEConfig, TrainingState, registered
 
@@ -31,8 +32,9 @@ KINDS = {
 # What the kinds differ in is the base class's business: the first architectures stand for it, others take these.
 FEWER_KINDS = ("sae", "sae-layer_norm", "skip")
 ALL_KINDS = ("hf_sae_topk", "hf_sae_standard", "hf_sae_jumprelu")
-# A small k where an architecture has one: the default of 32 would keep every latent.
-SMALL = {"k": 4, "target_l0": 4}
+# A small k where an architecture has one: the default of 32 would keep every latent. No noise where an architecture samples:
+# two passes would differ in it; its own tests have it.
+SMALL = {"k": 4, "target_l0": 4, "sigma": 0.0}
 
 
 @dataclass
@@ -74,6 +76,27 @@ class Case:
         """What the architecture needs of each token besides its activation."""
         generator = torch.Generator().manual_seed(seed)
         return {name: torch.randn(n, sae.config.d_out, generator=generator) for name in sae.needs}
+
+    def permuted(self, sae: SAE, seed: int = 3) -> tuple[SAE, Tensor]:
+        """A copy with its latents in another order, and that order `[d_sae]`.
+
+        Latents that share parameters move together, as the heads of a factorised encoder.
+        """
+        blocks = sae.config.shape[0] if hasattr(sae.config, "shape") else sae.config.d_sae
+        order = torch.randperm(blocks, generator=torch.Generator().manual_seed(seed))
+        other = copy.deepcopy(sae)
+        with torch.no_grad():
+            for name, tensor in other.state_dict().items():
+                whole = tensor.shape[:1] == (sae.config.d_sae,)
+                if whole or (blocks < sae.config.d_sae and name.startswith("encoder.")):
+                    tensor.copy_(tensor.unflatten(0, (blocks, -1))[order].flatten(0, 1))
+        return other, torch.arange(sae.config.d_sae).view(blocks, -1)[order].flatten()
+
+
+def encoder_layers(sae: SAE) -> list[str]:
+    """The linear maps that an architecture reads with, which LoRA may adapt; none where it reads with the decoder's rows."""
+    named = sae.named_modules()
+    return [name for name, layer in named if "encoder" in name.split(".") and type(layer) is nn.Linear]
 
 
 def kinds_of(model_type: str) -> list[str]:

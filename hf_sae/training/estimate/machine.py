@@ -120,6 +120,8 @@ def _reduced(config: SAEConfig, args: SAETrainingArguments) -> tuple[SAEConfig, 
             changes[name] = min(getattr(small, name), d_sae)
     if getattr(small, "group_bounds", None) is not None:  # of the latents there were; the default ones cost as much
         changes["group_bounds"] = None
+    # factors of d_sae, which follow from it where they are left open
+    changes |= {name: None for name in ("heads", "base", "extension") if hasattr(small, name)}
     return small.replace(**changes), n_tokens
 
 
