@@ -3,6 +3,7 @@
 from .auto import AutoSAE, AutoTranscoder, registered
 from .configuration_sae import SAEConfig, strict_config
 from .errors import CheckpointError, ConfigError
+from .modeling_gated import GatedConfig, GatedSAE
 from .modeling_jumprelu import JumpReLUConfig, JumpReLUSAE
 from .modeling_sae import SAE, Decoder
 from .modeling_standard import StandardConfig, StandardSAE
@@ -14,6 +15,7 @@ from .sparse_code import SparseCode
 AutoSAE.register(StandardConfig, StandardSAE)
 AutoSAE.register(TopKConfig, TopKSAE)
 AutoSAE.register(JumpReLUConfig, JumpReLUSAE)
+AutoSAE.register(GatedConfig, GatedSAE)
 
 __all__ = [
     "SAE",
@@ -22,6 +24,8 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "Decoder",
+    "GatedConfig",
+    "GatedSAE",
     "JumpReLUConfig",
     "JumpReLUSAE",
     "SAEConfig",

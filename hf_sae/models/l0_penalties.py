@@ -18,21 +18,26 @@ from torch.autograd.function import once_differentiable
 from .outputs import TrainingState
 
 
-class Step(torch.autograd.Function):
+class _Step(torch.autograd.Function):
     """`1[u > θ]`; kernel estimate for θ, nothing for u."""
 
     @staticmethod
-    def forward(ctx: Any, pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
+    def forward(ctx, pre, threshold, bandwidth):
         ctx.save_for_backward(pre, threshold)
         ctx.bandwidth = bandwidth
         return (pre > threshold).to(pre.dtype)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx, grad):
         pre, threshold = ctx.saved_tensors
         near = ((pre - threshold).abs() < ctx.bandwidth / 2) * grad
         return None, -near.reshape(-1, pre.shape[-1]).sum(0) / ctx.bandwidth, None
+
+
+def step(pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
+    """`1[u > θ]` for `[..., d_sae]`; `∂/∂θ = -K((u-θ)/ε) / ε` with ε `bandwidth`, and no gradient for u."""
+    return _Step.apply(pre, threshold, bandwidth)
 
 
 def in_full_precision(x: Tensor) -> Tensor:
@@ -70,7 +75,7 @@ class TanhPenalty:
         """As in [`StepPenalty`]."""
         norms = in_full_precision(torch.linalg.vector_norm(sae.decoder.weight, dim=-1))
         size = torch.tanh(pre * norms * (sae.config.tanh_scale / state.values.get("scale", 1.0)))
-        cost = sae.dictionary.sum((size * Step.apply(pre, sae.threshold, epsilon)).sum(-1).mean())
+        cost = sae.dictionary.sum((size * step(pre, sae.threshold, epsilon)).sum(-1).mean())
         strength = state.values.get("l0_coefficient", sae.config.l0_coefficient)
         return strength * cost / (sae.config.target_l0 or sae.config.d_sae)
 
@@ -91,7 +96,7 @@ class QuadraticPenalty:
 
 def mean_l0(sae: Any, pre: Tensor, epsilon: float) -> Tensor:
     """Mean number of active latents of `[tokens, d_sae]` pre-activations, with the kernel estimate for thresholds."""
-    return sae.dictionary.sum(Step.apply(pre, sae.threshold, epsilon).sum(-1).mean())
+    return sae.dictionary.sum(step(pre, sae.threshold, epsilon).sum(-1).mean())
 
 
 PENALTIES = {"step": StepPenalty(), "tanh": TanhPenalty(), "quadratic": QuadraticPenalty()}

@@ -134,14 +134,12 @@ class JumpReLUSAE(SAE):
     def measure(self, x: Tensor, target: Tensor, state: TrainingState) -> None:
         """As in [`SAE`], and the scale of the input, which the kernel's width is relative to."""
         super().measure(x, target, state)
-        x, _ = self.normalize(x[:SAMPLE_FOR_THRESHOLDS])
-        state.values["scale"] = math.sqrt(total_variance(x) / self.config.d_in)
+        state.values["scale"] = scale_of(self, x)
 
     @torch.no_grad()
     def initialize_from(self, x: Tensor, target: Tensor, state: TrainingState) -> None:
         """Starts every latent at the threshold at which it fires as often as `target_l0` asks of the average one."""
         super().initialize_from(x, target, state)
-        x, _ = self.normalize(x[:SAMPLE_FOR_THRESHOLDS])
         if self.config.target_l0 is not None:
             self.threshold.copy_(rarest(self, x, self.config.target_l0).clamp_min(0))
 
@@ -168,9 +166,17 @@ class JumpReLUSAE(SAE):
         integrate(state, "l0_coefficient", excess, self.config.l0_coefficient)
 
 
+@torch.no_grad()
+def scale_of(sae: SAE, x: Tensor) -> float:
+    """The standard deviation of a dimension of the normalised input, of a sample `[tokens, d_in]`."""
+    return math.sqrt(total_variance(sae.normalize(x[:SAMPLE_FOR_THRESHOLDS])[0]) / sae.config.d_in)
+
+
+@torch.no_grad()
 def rarest(sae: SAE, x: Tensor, target_l0: float) -> Tensor:
-    """`[d_sae]`: above which pre-activation each latent fires on a share `target_l0 / d_sae` of a sample of normalised
-    inputs `[tokens, d_in]`; on at least one of them."""
+    """`[d_sae]`: above which pre-activation each latent fires on a share `target_l0 / d_sae` of a sample of inputs
+    `[tokens, d_in]`; on at least one of them."""
+    x, _ = sae.normalize(x[:SAMPLE_FOR_THRESHOLDS])
     firing = min(x.shape[0], max(1, round(x.shape[0] * target_l0 / sae.config.d_sae)))
     return in_full_precision(sae.pre_activations(x)).topk(firing, dim=0).values[-1]
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 
 from hf_sae.models import JumpReLUConfig, JumpReLUSAE, StandardConfig, StandardSAE, TrainingState
-from hf_sae.models.l0_penalties import Step
+from hf_sae.models.l0_penalties import step
 from hf_sae.models.modeling_jumprelu import _JumpReLU
 
 
@@ -32,7 +32,7 @@ def test_straight_through_gradient_is_that_of_the_expected_loss() -> None:
         return float(((z - target).square() + strength * (u > threshold)).mean())
 
     threshold = torch.tensor([theta], dtype=torch.float64, requires_grad=True)
-    loss = (_JumpReLU.apply(u, threshold, epsilon) - target).square() + strength * Step.apply(u, threshold, epsilon)
+    loss = (_JumpReLU.apply(u, threshold, epsilon) - target).square() + strength * step(u, threshold, epsilon)
     loss.mean().backward()
     finite = (expected(theta + 0.01) - expected(theta - 0.01)) / 0.02
     torch.testing.assert_close(threshold.grad.item(), finite, rtol=0.05, atol=0)
@@ -41,7 +41,7 @@ def test_straight_through_gradient_is_that_of_the_expected_loss() -> None:
 def test_whole_kernel_counts() -> None:
     """Pre-activations just below the threshold pull it as much as those just above."""
     pre, threshold = torch.tensor([[0.98], [1.02], [1.2], [0.8]]), torch.tensor([1.0], requires_grad=True)
-    Step.apply(pre, threshold, 0.1).sum().backward()
+    step(pre, threshold, 0.1).sum().backward()
     torch.testing.assert_close(threshold.grad, torch.tensor([-2 / 0.1]))
     threshold.grad = None
     _JumpReLU.apply(pre, threshold, 0.1).sum().backward()
