@@ -170,11 +170,16 @@ def shorten_encoder_rows(sae: SAE, x: Tensor) -> None:
 
     The rows of an overcomplete dictionary overlap, so that k projections on unit rows add up to several times the input.
     """
-    if sae.config.is_transcoder:  # random rows reconstruct nothing that could be scaled
-        return
+    if not sae.config.is_transcoder:  # random rows reconstruct nothing that could be scaled
+        sae.encoder.weight.mul_(length_scale(sae, x))
+
+
+@torch.no_grad()
+def length_scale(sae: SAE, x: Tensor) -> Tensor:
+    """The factor that brings the reconstructions of a sample `[tokens, d_in]` closest to it, decoder bias apart; 1 where
+    that is not positive."""
     sample, _ = sae.normalize(x[:SCALE_TOKENS])
     centred = sample - sae.decoder.bias
     reconstruction = sae.decoder(sae.latents_of(sample, None)[0]) - sae.decoder.bias
     scale = (reconstruction * centred).sum() / reconstruction.square().sum().clamp_min(1e-12)
-    if scale > 0:
-        sae.encoder.weight.mul_(scale)
+    return torch.where(scale > 0, scale, torch.ones_like(scale))

@@ -53,8 +53,8 @@ def test_half_precision_is_saved_and_comes_back(case: Case, tmp_path: Path) -> N
     sae = case.build().to(torch.bfloat16)
     sae.save_pretrained(tmp_path)
     loaded = AutoSAE.from_pretrained(tmp_path)
-    assert loaded.dtype == loaded.encoder.weight.dtype == torch.bfloat16
-    assert AutoSAE.from_pretrained(tmp_path, dtype=torch.float32).encoder.weight.dtype == torch.float32
+    assert loaded.dtype == loaded.W_enc.dtype == torch.bfloat16
+    assert AutoSAE.from_pretrained(tmp_path, dtype=torch.float32).W_enc.dtype == torch.float32
 
 
 def test_subfolder_and_sharding(case: Case, tmp_path: Path) -> None:
@@ -280,9 +280,9 @@ def test_permuting_latents_changes_nothing(case: Case) -> None:
     sae, (x, _) = case.build().eval(), case.batch()
     other, order = copy.deepcopy(sae), torch.randperm(D_SAE, generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
-        for name, parameter in other.named_parameters():
-            if parameter.shape[:1] == (D_SAE,):
-                parameter.copy_(sae.get_parameter(name)[order])
+        for name, tensor in other.state_dict().items():
+            if tensor.shape[:1] == (D_SAE,):
+                tensor.copy_(sae.state_dict()[name][order])
     torch.testing.assert_close(other(x).reconstruction, sae(x).reconstruction)
     torch.testing.assert_close(other.encode(x), sae.encode(x)[:, order])
 
@@ -291,7 +291,7 @@ def test_bfloat16(case: Case, tmp_path: Path) -> None:
     sae, (x, target) = case.build(), case.batch()
     sae.save_pretrained(tmp_path)
     low = AutoSAE.from_pretrained(tmp_path, dtype=torch.bfloat16)
-    assert low.encoder.weight.dtype == torch.bfloat16
+    assert low.W_enc.dtype == torch.bfloat16
     assert all(p.dtype == torch.float32 for n, p in low.named_parameters() if "threshold" in n)
     state = case.state(low)
     state.given = case.given(low)
