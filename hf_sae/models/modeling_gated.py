@@ -67,7 +67,7 @@ class GatedConfig(SAEConfig):
     dead_coefficient: float | int = 1e-4
 
     def validate_gates(self) -> None:
-        """The target lies between 1 and d_sae or is any smaller positive number; weights are amounts."""
+        """The target is positive and at most d_sae, weights are amounts, the share is a share."""
         if self.target_l0 is not None and not 0 < self.target_l0 <= self.d_sae:
             raise ValueError(f"target_l0={self.target_l0} must be above 0 and at most d_sae={self.d_sae}.")
         require_amounts(self, "l1_coefficient", "dead_coefficient")
@@ -137,7 +137,7 @@ class GatedSAE(SAE):
         """Starts every gate where it opens as often as `target_l0` asks of the average one."""
         super().initialize_from(x, target, state)
         if self.config.target_l0 is not None:
-            self.encoder.bias.copy_(-rarest(self, x, self.config.target_l0).clamp_min(0))
+            self.encoder.bias.sub_(rarest(self, x, self.config.target_l0))
 
     @torch.no_grad()
     def after_step(self, state: TrainingState, output: SAEOutput) -> None:
