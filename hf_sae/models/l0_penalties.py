@@ -48,7 +48,7 @@ def in_full_precision(x: Tensor) -> Tensor:
 class StepPenalty:
     """`λ L0`, per `target_l0` or else per latent."""
 
-    controlled = True  # whether a controller of λ and of the thresholds sees to `target_l0`
+    is_weighted = True  # by a λ that a controller may move to arrive at `target_l0`
 
     def __call__(self, sae: Any, pre: Tensor, epsilon: float, state: TrainingState) -> Tensor:
         """The weighted penalty, a scalar.
@@ -69,7 +69,7 @@ class TanhPenalty:
     "Anthropic's circuits update of January 2025" [mem]: latents that barely fire cost little, none costs more than one.
     """
 
-    controlled = True
+    is_weighted = True
 
     def __call__(self, sae: Any, pre: Tensor, epsilon: float, state: TrainingState) -> Tensor:
         """As in [`StepPenalty`]."""
@@ -87,7 +87,7 @@ class QuadraticPenalty:
     computed in parts, or by several processes, pays for the L0 of each part.
     """
 
-    controlled = False
+    is_weighted = False
 
     def __call__(self, sae: Any, pre: Tensor, epsilon: float, state: TrainingState) -> Tensor:
         """As in [`StepPenalty`]."""

@@ -9,7 +9,7 @@ Deviations: θ itself is trained (Adam's step hardly moves a logarithm), clamped
 relative to the activations' scale; and where `target_l0` is given a controller moves λ and the thresholds' common level until that L0 comes true.
 
 `sparsity="tanh"` and `"quadratic"` replace `λ L0` by the penalties of `l0_penalties`; `"quadratic"` pulls towards `target_l0`
-itself and has no controller, so that L0 follows as fast as Adam moves the thresholds.
+itself: of the controller it needs the thresholds' common level only.
 """
 
 import math
@@ -149,21 +149,23 @@ class JumpReLUSAE(SAE):
         super().after_step(state, output)
         if self.threshold.requires_grad:
             self.threshold.clamp_(min=0)
-        if self.config.target_l0 is not None and PENALTIES[self.config.sparsity].controlled:
+        if self.config.target_l0 is not None:
             self._control(state, self.config.target_l0)
 
     def _control(self, state: TrainingState, target: float) -> None:
         """Two loops on the logarithm of L0 over its target (logarithms, because both span decades).
 
         A fast one moves all thresholds together, since Adam moves them by its learning rate and no faster. A slow one
-        integrates into log λ, until the gradient no longer pulls the thresholds away from the asked L0.
+        integrates into log λ, until the gradient no longer pulls the thresholds away from the asked L0; a penalty that has
+        the asked L0 in it needs none.
         """
         excess = excess_l0(state, target)
         if self.threshold.requires_grad:  # frozen ones (under an adapter) leave the control to λ
             typical = self.dictionary.sum(self.threshold.sum()) / self.config.d_sae
             typical = typical.clamp_min(0.01 * state.values.get("scale", 1.0))
             self.threshold.add_(typical * (SHIFT_GAIN * excess)).clamp_(min=0)
-        integrate(state, "l0_coefficient", excess, self.config.l0_coefficient)
+        if PENALTIES[self.config.sparsity].is_weighted:
+            integrate(state, "l0_coefficient", excess, self.config.l0_coefficient)
 
 
 @torch.no_grad()

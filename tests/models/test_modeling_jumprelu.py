@@ -147,7 +147,7 @@ def test_quadratic_pulls_from_both_sides_and_rests_at_the_target() -> None:
         assert (sae.threshold.grad.sum() * sign) > 0
     state = TrainingState(l0=3.0)
     sae.after_step(state, output)
-    assert "l0_coefficient" not in state.values, "no controller beside the penalty"
+    assert "l0_coefficient" not in state.values, "the penalty has a weight of its own"
 
 
 def test_settings_out_of_range_are_refused() -> None:
