@@ -37,7 +37,7 @@ from .modeling_jumprelu import (
     scale_of,
 )
 from .modeling_sae import SAE
-from .modeling_standard import contributions, warm_up
+from .modeling_standard import contributions, dense, warm_up
 from .mostly_zero import decode as decode_mostly_zero
 from .outputs import Pass, SAEOutput, TrainingState
 
@@ -119,7 +119,7 @@ class GatedSAE(SAE):
 
     def _error_of_gates(self, result: Pass, opened: Tensor) -> Tensor:
         """`‖target - x̂(ReLU(π))‖²` in shares of the variance: the known error, with one code exchanged for the other."""
-        latents, error, weight = result.latents, result.error, self.decoder.weight
+        latents, error, weight = dense(result.latents), result.error, self.decoder.weight
         if self.config.frozen_decoder:  # the error carries decoder bias and skip
             latents, error, weight = latents.detach(), error.detach(), weight.detach()
         difference = self.dictionary.sum(_write(latents, weight) - _write(opened, weight))

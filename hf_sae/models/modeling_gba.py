@@ -82,6 +82,7 @@ class GBASAE(SAE):
     """A tied autoencoder whose latents' frequencies are controlled by feedback on their biases."""
 
     config: GBAConfig
+    threshold: Tensor
     paper: ClassVar[str] = (
         "Chen et al. 2025, Taming polysemanticity in LLMs: provable feature recovery via sparse autoencoders, arXiv:2506.14002"
     )

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .configuration_sae import SAEConfig, require_amounts, require_between, strict_config
 from .modeling_sae import SAE
-from .modeling_standard import contributions, warm_up
+from .modeling_standard import contributions, dense, warm_up
 from .outputs import Pass, SAEOutput, TrainingState
 
 
@@ -97,7 +97,7 @@ class PAnnealSAE(SAE):
 
     def _cost(self, result: Pass, p: float) -> Tensor:
         """Mean over tokens of `Σ (z_i + ε)^p - ε^p`; exactly `Σ z_i` at p = 1."""
-        size = contributions(self, result, result.latents)
+        size = contributions(self, result, dense(result.latents))
         each = size if p == 1 else (size + SMOOTHING).pow(p) - SMOOTHING**p
         return self.dictionary.sum(each.sum(-1).mean())
 

@@ -55,12 +55,15 @@ class StandardSAE(SAE):
 
     def penalties(self, result: Pass) -> dict[str, Tensor]:
         """`λ Σ z_i ‖w_i‖`, in the units of [`StandardConfig`]."""
-        config, latents = self.config, result.latents
-        if isinstance(latents, SparseCode):
-            latents = latents.to_dense()
-        l1 = contributions(self, result, latents).sum(-1).mean()
+        config = self.config
+        l1 = contributions(self, result, dense(result.latents)).sum(-1).mean()
         strength = config.l1_coefficient * warm_up(config.l1_warmup_share, result.state)
         return {"l1": strength * self.dictionary.sum(l1)}
+
+
+def dense(latents: Tensor | SparseCode) -> Tensor:
+    """`[..., d_sae]`."""
+    return latents.to_dense() if isinstance(latents, SparseCode) else latents
 
 
 def contributions(sae: SAE, result: Pass, latents: Tensor, weighted: bool = True) -> Tensor:
