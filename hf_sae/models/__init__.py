@@ -7,6 +7,8 @@ from .modeling_abs_topk import AbsTopKConfig, AbsTopKSAE
 from .modeling_batch_topk import BatchTopKConfig, BatchTopKSAE
 from .modeling_bilinear import BilinearConfig, BilinearSAE
 from .modeling_feature_choice import FeatureChoiceConfig, FeatureChoiceSAE
+from .modeling_gated import GatedConfig, GatedSAE
+from .modeling_gba import GBASAE, GBAConfig
 from .modeling_gradient import GradientConfig, GradientSAE
 from .modeling_hierarchical_topk import HierarchicalTopKConfig, HierarchicalTopKSAE
 from .modeling_jumprelu import JumpReLUConfig, JumpReLUSAE
@@ -14,6 +16,7 @@ from .modeling_k_sparse import KSparseConfig, KSparseSAE
 from .modeling_kron import KronConfig, KronSAE
 from .modeling_matryoshka import MatryoshkaConfig, MatryoshkaSAE
 from .modeling_multi_topk import MultiTopKConfig, MultiTopKSAE
+from .modeling_p_anneal import PAnnealConfig, PAnnealSAE
 from .modeling_sae import SAE, Decoder
 from .modeling_standard import StandardConfig, StandardSAE
 from .modeling_top_afa import TopAFAConfig, TopAFASAE
@@ -38,8 +41,12 @@ AutoSAE.register(GradientConfig, GradientSAE)
 AutoSAE.register(KronConfig, KronSAE)
 AutoSAE.register(BilinearConfig, BilinearSAE)
 AutoSAE.register(VariationalConfig, VariationalSAE)
+AutoSAE.register(GatedConfig, GatedSAE)
+AutoSAE.register(PAnnealConfig, PAnnealSAE)
+AutoSAE.register(GBAConfig, GBASAE)
 
 __all__ = [
+    "GBASAE",
     "SAE",
     "AbsTopKConfig",
     "AbsTopKSAE",
@@ -54,6 +61,9 @@ __all__ = [
     "Decoder",
     "FeatureChoiceConfig",
     "FeatureChoiceSAE",
+    "GBAConfig",
+    "GatedConfig",
+    "GatedSAE",
     "GradientConfig",
     "GradientSAE",
     "HierarchicalTopKConfig",
@@ -68,6 +78,8 @@ __all__ = [
     "MatryoshkaSAE",
     "MultiTopKConfig",
     "MultiTopKSAE",
+    "PAnnealConfig",
+    "PAnnealSAE",
     "SAEConfig",
     "SAEOutput",
     "SparseCode",

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .configuration_sae import SAEConfig, strict_config
 from .modeling_sae import SAE
-from .outputs import Pass
+from .outputs import Pass, TrainingState
 from .sparse_code import SparseCode
 
 
@@ -55,12 +55,33 @@ class StandardSAE(SAE):
 
     def penalties(self, result: Pass) -> dict[str, Tensor]:
         """`λ Σ z_i ‖w_i‖`, in the units of [`StandardConfig`]."""
-        state, latents = result.state, result.latents
-        if isinstance(latents, SparseCode):
-            latents = latents.to_dense()
-        norms = torch.linalg.vector_norm(self.decoder.weight, dim=-1)
-        std = None if result.norm is None else (result.norm[0].new_zeros(()), result.norm[1])
-        l1 = self.to_output_units(latents * norms, std).sum(-1).mean() / math.sqrt(state.normaliser)
-        warm_up = self.config.l1_warmup_share * state.total_steps
-        strength = self.config.l1_coefficient * (min(1.0, (state.step + 1) / warm_up) if warm_up >= 1 else 1.0)
+        config = self.config
+        l1 = contributions(self, result, dense(result.latents)).sum(-1).mean()
+        strength = config.l1_coefficient * warm_up(config.l1_warmup_share, result.state)
         return {"l1": strength * self.dictionary.sum(l1)}
+
+
+def dense(latents: Tensor | SparseCode) -> Tensor:
+    """`[..., d_sae]`."""
+    return latents.to_dense() if isinstance(latents, SparseCode) else latents
+
+
+def contributions(sae: SAE, result: Pass, latents: Tensor, weighted: bool = True) -> Tensor:
+    """`[tokens, d_sae]`: the length `z_i ‖w_i‖` of what each latent writes, in units of the targets' total standard deviation.
+
+    Args:
+        sae ([`SAE`]): whose latents they are.
+        result ([`Pass`]): the pass they are of.
+        latents (`Tensor`): `[tokens, d_sae]`.
+        weighted (`bool`): with the norms of the decoder's rows; else `z_i` alone.
+    """
+    if weighted:
+        latents = latents * torch.linalg.vector_norm(sae.decoder.weight, dim=-1)
+    std = None if result.norm is None else (result.norm[0].new_zeros(()), result.norm[1])
+    return sae.to_output_units(latents, std) / math.sqrt(result.state.normaliser)
+
+
+def warm_up(share: float, state: TrainingState) -> float:
+    """Rises from 0 to 1 over a share of the training steps."""
+    steps = share * state.total_steps
+    return min(1.0, (state.step + 1) / steps) if steps >= 1 else 1.0

@@ -80,7 +80,10 @@ def test_foreign_tensors_shapes_and_nan_are_refused(case: Case, tmp_path: Path) 
     case.build().save_pretrained(tmp_path)
     complete = load_file(tmp_path / "model.safetensors")
     broken: list[tuple[str, Tensor]] = [("W_extra", torch.ones(2))]
-    broken += [(key, torch.ones(value.shape[0] + 1, *value.shape[1:])) for key, value in complete.items()]
+    broken += [
+        (key, torch.ones(len(value) + 1, *value.shape[1:]) if value.ndim else torch.ones(2))
+        for key, value in complete.items()
+    ]
     broken += [(key, torch.full_like(value, torch.nan)) for key, value in complete.items()]
     for key, value in broken:
         save_file({**complete, key: value}, tmp_path / "model.safetensors", metadata={"format": "pt"})

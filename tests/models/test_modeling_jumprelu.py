@@ -1,9 +1,14 @@
 from __future__ import annotations
 
-import torch
+from collections.abc import Callable
 
-from hf_sae.models import JumpReLUConfig, JumpReLUSAE, StandardConfig, StandardSAE, TrainingState
-from hf_sae.models.modeling_jumprelu import _JumpReLU, _Step
+import pytest
+import torch
+from torch import Tensor
+
+from hf_sae.models import ConfigError, JumpReLUConfig, JumpReLUSAE, StandardConfig, StandardSAE, TrainingState
+from hf_sae.models.l0_penalties import PENALTIES, step
+from hf_sae.models.modeling_jumprelu import _JumpReLU
 
 
 def build(**changes) -> JumpReLUSAE:
@@ -31,7 +36,7 @@ def test_straight_through_gradient_is_that_of_the_expected_loss() -> None:
         return float(((z - target).square() + strength * (u > threshold)).mean())
 
     threshold = torch.tensor([theta], dtype=torch.float64, requires_grad=True)
-    loss = (_JumpReLU.apply(u, threshold, epsilon) - target).square() + strength * _Step.apply(u, threshold, epsilon)
+    loss = (_JumpReLU.apply(u, threshold, epsilon) - target).square() + strength * step(u, threshold, epsilon)
     loss.mean().backward()
     finite = (expected(theta + 0.01) - expected(theta - 0.01)) / 0.02
     torch.testing.assert_close(threshold.grad.item(), finite, rtol=0.05, atol=0)
@@ -40,7 +45,7 @@ def test_straight_through_gradient_is_that_of_the_expected_loss() -> None:
 def test_whole_kernel_counts() -> None:
     """Pre-activations just below the threshold pull it as much as those just above."""
     pre, threshold = torch.tensor([[0.98], [1.02], [1.2], [0.8]]), torch.tensor([1.0], requires_grad=True)
-    _Step.apply(pre, threshold, 0.1).sum().backward()
+    step(pre, threshold, 0.1).sum().backward()
     torch.testing.assert_close(threshold.grad, torch.tensor([-2 / 0.1]))
     threshold.grad = None
     _JumpReLU.apply(pre, threshold, 0.1).sum().backward()
@@ -87,3 +92,67 @@ def test_controller_raises_the_penalty_while_l0_is_too_high() -> None:
         strengths.append(state.values["l0_coefficient"] / sae.config.l0_coefficient)
     assert strengths[0] > 2
     assert strengths[1] < 0.5
+
+
+def estimate_and_difference(
+    penalty: Callable[[Tensor, Tensor, float], Tensor], u: Tensor, theta: float
+) -> list[float]:
+    """The kernel's gradient for the threshold, and finite differences of the penalty itself."""
+    threshold = torch.tensor([theta], dtype=torch.float64, requires_grad=True)
+    penalty(u, threshold, 0.05).backward()
+    with torch.no_grad():
+        ends = [penalty(u, torch.tensor([theta + h], dtype=torch.float64), 0.05) for h in (0.01, -0.01)]
+    return [threshold.grad.item(), float(ends[0] - ends[1]) / 0.02]
+
+
+@pytest.mark.parametrize("sparsity", ["step", "tanh", "quadratic"])
+def test_each_penalty_has_the_gradient_of_its_expectation(sparsity: str) -> None:
+    """Over Gaussian u. Differentiating tanh through the latents, as others do, would be off by a quarter here."""
+    u = torch.randn(1_000_000, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    sae = build(d_sae=1, target_l0=0.5, sparsity=sparsity, tanh_scale=4.0, l0_coefficient=0.7)
+    sae = sae.double()
+
+    def penalty(u: Tensor, threshold: Tensor, epsilon: float) -> Tensor:
+        del sae.threshold
+        sae.threshold = threshold
+        return PENALTIES[sparsity](sae, u, epsilon, TrainingState())
+
+    estimate, difference = estimate_and_difference(penalty, u, 0.6)
+    torch.testing.assert_close(estimate, difference, rtol=0.05, atol=0)
+
+
+def test_tanh_of_active_latents_is_differentiated_exactly() -> None:
+    sae = build(sparsity="tanh", tanh_scale=2.0, l0_coefficient=0.7)
+    with torch.no_grad():
+        sae.threshold.fill_(0.5)
+        sae.decoder.weight.mul_(3)
+    pre = torch.randn(20, 10, requires_grad=True)
+    state = TrainingState(values={"scale": 4.0, "l0_coefficient": 0.9})
+    cost = PENALTIES["tanh"](sae, pre, 0.01, state)
+    expected = 0.9 / 3 * (torch.tanh(2.0 / 4.0 * 3 * pre) * (pre > 0.5)).sum(-1).mean()
+    torch.testing.assert_close(cost, expected)
+    ours, theirs = (torch.autograd.grad(loss, pre)[0] for loss in (cost, expected))
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_quadratic_pulls_from_both_sides_and_rests_at_the_target() -> None:
+    sae, x = build(sparsity="quadratic", quadratic_coefficient=2.0, bandwidth=0.5), torch.randn(400, 6)
+    for level, sign in ((0.05, -1), (1.5, 1)):  # too many latents: thresholds must rise
+        with torch.no_grad():
+            sae.threshold.fill_(level)
+        sae.threshold.grad = None
+        output = sae(x, state=TrainingState())
+        torch.testing.assert_close(output.losses["l0"], 2.0 * (output.code.l0() / 3 - 1) ** 2)
+        output.losses["l0"].backward()
+        assert (sae.threshold.grad.sum() * sign) > 0
+    state = TrainingState(l0=3.0)
+    sae.after_step(state, output)
+    assert "l0_coefficient" not in state.values, "the penalty has a weight of its own"
+
+
+def test_settings_out_of_range_are_refused() -> None:
+    for change in ({"target_l0": None, "sparsity": "quadratic"}, {"tanh_scale": 0.0}, {"quadratic_coefficient": -1.0}):
+        with pytest.raises(ConfigError, match=next(iter(change))):
+            build(**change)
+    with pytest.raises(ConfigError, match="sparsity"):
+        build(sparsity="cubic")
