@@ -1,150 +1,15 @@
-"""Which sparsity mechanism has to win what on which toy data, and how each side is set up."""
+"""Which sparsity mechanism has to win what, or lose it, on which toy data."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-from torch.nn import functional as F
-
-from hf_sae.models import SAE, AutoSAE, TrainingState, registered
+from hf_sae.models import SAE
 
 from . import planted_methods as planted
 from .planted_methods import Toy
-from .short_training import calibrated, fit, measure
-
-
-PLACES = {"hook_in": "mlp_in.0", "hook_out": "mlp_out.0"}  # of toys that have targets
-SAME_DIRECTION = 0.9  # cosine from which a planted direction counts as found
-
-
-@dataclass(frozen=True)
-class Side:
-    """An architecture that is trained on the toy.
-
-    Args:
-        arch (`str`): as `hf-sae train --arch` takes it.
-        n (`int`): latents.
-        options (`dict`): fields of its config.
-        tuned (`tuple`, *optional*): a field to find, its least and its largest value, and the L0 that it has to give.
-        rate (`float`): peak learning rate.
-    """
-
-    arch: str
-    n: int
-    options: Mapping[str, Any] = field(default_factory=dict)
-    tuned: tuple[str, float, float, float] | None = None
-    rate: float = 1e-2
-
-    def train(self, toy: Toy, steps: int, seed: int) -> SAE:
-        """The trained autoencoder; a tuned one's field is found first, by runs of the same length."""
-        if self.tuned is None:
-            return self._train(toy, steps, seed, {})
-        name, low, high, target = self.tuned
-
-        def l0_at(value: float) -> float:
-            return measure(self._train(toy, steps, seed, {name: value}), toy.held_out).l0
-
-        return self._train(toy, steps, seed, {name: calibrated(l0_at, target, low, high)})
-
-    def _train(self, toy: Toy, steps: int, seed: int, found: dict[str, float]) -> SAE:
-        config_class, _ = registered()[f"hf_sae_{self.arch}"]
-        sizes: dict[str, Any] = {"d_in": toy.train.shape[1], "d_sae": self.n, "hook_in": PLACES["hook_in"]}
-        rows = {PLACES["hook_in"]: toy.train}
-        if toy.targets is not None:
-            rows[PLACES["hook_out"]] = toy.targets[0]
-            sizes |= {"d_out": toy.atoms.shape[1], "hook_out": PLACES["hook_out"]}
-        config = config_class(**sizes | dict(self.options) | found)
-        return fit(config, rows, steps=steps, batch=256, seed=seed, learning_rate=self.rate).sae
-
-
-@dataclass(frozen=True)
-class Given:
-    """An architecture that is given the planted dictionary, which nothing trains: what is compared is how it selects."""
-
-    arch: str
-    options: Mapping[str, Any] = field(default_factory=dict)
-    solver: str | None = None  # of `encode_sparse`, in place of the encoder
-
-    def train(self, toy: Toy, steps: int, seed: int) -> SAE:
-        """The planted atoms as decoder and encoder rows, biases zero."""
-        config_class, _ = registered()[f"hf_sae_{self.arch}"]
-        n, d = toy.atoms.shape
-        sae = AutoSAE.from_config(config_class(d_in=d, d_sae=n, hook_in=PLACES["hook_in"], **self.options))
-        with torch.no_grad():
-            for parameter in sae.parameters():
-                parameter.copy_(toy.atoms if parameter.shape == toy.atoms.shape else torch.zeros_like(parameter))
-        return sae.eval()
-
-
-def fvu(side: Side | Given, sae: SAE, toy: Toy) -> float:
-    """Share of the held-out variance that is not explained."""
-    if isinstance(side, Given) and side.solver is not None:
-        code: Any = sae.encode_sparse(toy.held_out, solver=side.solver)  # ty: ignore[unknown-argument]
-        error = (toy.held_out - sae.decode(code)).square().sum()
-        return float(error / (toy.held_out - toy.held_out.mean(0)).square().sum())
-    return measure(sae, toy.held_out, None if toy.targets is None else toy.targets[1]).fvu
-
-
-def squared_error(side: Side | Given, sae: SAE, toy: Toy) -> float:
-    """Mean of `‖e‖²`, of a selection that may look at the gradient."""
-    return float(_error(sae, toy).square().sum(-1).mean())
-
-
-def gamma(side: Side | Given, sae: SAE, toy: Toy) -> float:
-    """Shrinkage: 1 is none."""
-    return measure(sae, toy.held_out).gamma
-
-
-def dead(side: Side | Given, sae: SAE, toy: Toy) -> float:
-    """Number of latents that fire on no held-out token."""
-    return measure(sae, toy.held_out).dead * sae.config.d_sae
-
-
-def recovered(side: Side | Given, sae: SAE, toy: Toy) -> float:
-    """Share of the planted directions that some decoder row has, either way round."""
-    return float((_cosines(sae, toy).abs().amax(1) >= SAME_DIRECTION).float().mean())
-
-
-def similarity(side: Side | Given, sae: SAE, toy: Toy) -> float:
-    """Mean over planted directions of the largest cosine with a decoder row (MMCS)."""
-    return float(_cosines(sae, toy).amax(1).mean())
-
-
-def holes(side: Side | Given, sae: SAE, toy: Toy) -> float:
-    """How often a parent's latent is silent although a child, and so the parent, is there."""
-    code = sae.encode(toy.held_out)
-    latent = _cosines(sae, toy).argmax(1)
-    missed = there = 0
-    for child, parent in enumerate(toy.parents.tolist() if toy.parents is not None else []):
-        if parent >= 0:
-            rows = toy.amounts[:, child] != 0
-            there += int(rows.sum())
-            missed += int((code[rows, latent[parent]] == 0).sum())
-    return missed / max(there, 1)
-
-
-def felt_error(side: Side | Given, sae: SAE, toy: Toy) -> float:
-    """Mean of `|g · e|`: what a loss of gradient g feels of the error e."""
-    return float((_error(sae, toy) * _gradients(toy)).sum(-1).abs().mean())
-
-
-@torch.no_grad()
-def _error(sae: SAE, toy: Toy) -> Tensor:
-    state = TrainingState(given={"gradient": _gradients(toy)})
-    return toy.held_out - sae(toy.held_out, target=toy.held_out, state=state).reconstruction
-
-
-def _gradients(toy: Toy) -> Tensor:
-    return torch.zeros_like(toy.held_out) if toy.gradients is None else toy.gradients
-
-
-def _cosines(sae: SAE, toy: Toy) -> Tensor:
-    """`[planted, latents]`"""
-    return toy.atoms @ F.normalize(sae.W_dec.float(), dim=-1).T
+from .sides import Given, Side, dead, felt_error, fvu, gamma, holes, recovered, similarity, squared_error
 
 
 @dataclass(frozen=True)
@@ -174,8 +39,8 @@ class Contest:
         return (method - baseline) / (self.before[0] - self.before[1])
 
 
-TOP_K = {n: Side("topk", n, {"k": k}) for n, k in ((32, 2),)}
-GATED = Side("gated", 32, tuned=("l1_coefficient", 1e-4, 3.0, 2.2))
+TOP_K = Side("topk", 32, {"k": 2})
+GATED = Side("gated", 32, {"target_l0": 2.2})
 RELU = Side("standard", 32, tuned=("l1_coefficient", 1e-4, 10.0, 2.2))
 MIXED = {"batch_topk": Side("batch_topk", 64, {"k": 3}), "topk": Side("topk", 64, {"k": 3})}
 ZIPF = {
@@ -187,12 +52,8 @@ TREE = Side("topk", 20, {"k": 2})
 FAMILY = {"k": 1.2}
 
 CONTESTS = (
-    Contest(
-        "AbsTopK, signed features", planted.signed, fvu, Side("abs_topk", 32, {"k": 2}), TOP_K[32], (0.015, 0.281)
-    ),
-    Contest(
-        "AbsTopK, signed features", planted.signed, recovered, Side("abs_topk", 32, {"k": 2}), TOP_K[32], (1.0, 0.31)
-    ),
+    Contest("AbsTopK, signed features", planted.signed, fvu, Side("abs_topk", 32, {"k": 2}), TOP_K, (0.015, 0.281)),
+    Contest("AbsTopK, signed features", planted.signed, recovered, Side("abs_topk", 32, {"k": 2}), TOP_K, (1.0, 0.31)),
     Contest("Gated, L0 2.2", planted.two_sparse, fvu, GATED, RELU, (0.029, 0.169)),
     Contest("Gated, L0 2.2", planted.two_sparse, gamma, GATED, RELU, (1.0, 0.74)),
     Contest("BatchTopK, mixed L0", planted.mixed_l0, fvu, MIXED["batch_topk"], MIXED["topk"], (0.161, 0.224)),
@@ -237,24 +98,31 @@ CONTESTS = (
         "KronSAE, AND pairs, equal encoders",
         planted.and_pairs,
         fvu,
-        Side("kron", 64, {"k": 3, "heads": 8, "m": 2, "n": 4}),
+        Side("kron", 64, {"k": 3, "heads": 8, "base": 2, "extension": 4}),
         Side("topk", 48, {"k": 3}),
         (0.132, 0.188),
     ),
-    Contest("Bias adaptation, mixed L0", planted.mixed_l0, recovered, Side("gba", 64), MIXED["topk"], (0.96, 0.79)),
+    Contest(
+        "Bias adaptation, mixed L0",
+        planted.mixed_l0,
+        recovered,
+        Side("gba", 64, {"n_groups": 1, "highest_frequency": 3 / 64}),
+        MIXED["topk"],
+        (0.96, 0.79),
+    ),
     Contest(
         "Gradient pursuit, coherent atoms",
         planted.coherent,
         fvu,
-        Given("topk", {"k": 3}, solver="gradient_pursuit"),
-        Given("topk", {"k": 3}, solver="matching_pursuit"),
+        Given("topk", {"k": 3}, solver="GradientPursuit"),
+        Given("topk", {"k": 3}, solver="MatchingPursuit"),
         (0.037, 0.050),
     ),
     Contest(
         "Gradient pursuit, coherent atoms",
         planted.coherent,
         fvu,
-        Given("topk", {"k": 3}, solver="gradient_pursuit"),
+        Given("topk", {"k": 3}, solver="GradientPursuit"),
         Given("topk", {"k": 3}),
         (0.037, 0.463),
     ),
@@ -296,7 +164,7 @@ CONTESTS = (
         planted.two_sparse,
         fvu,
         Side("variational", 32, {"k": 2}),
-        TOP_K[32],
+        TOP_K,
         (0.63, 0.06),
         negative=True,
     ),

@@ -149,7 +149,7 @@ def _measured(name: str, target: int, seed: int, cache: Cache, sizes: Sizes, log
     config = config_of(name, d_in, sizes.d_sae, cache.hook, target, found)
     trained = fit(config, cache.rows_for(name), steps=sizes.steps, batch=sizes.batch, seed=seed)
     figures = asdict(measure(trained.sae, cache.held_out))
-    fields = SETTINGS[name].fields(target, sizes.d_sae, found)
+    fields = SETTINGS[name].fields(target, found)
     return {"fields": fields, "seconds": trained.seconds, **figures, **_in_the_host(trained.sae, sizes)}
 
 

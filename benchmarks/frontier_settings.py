@@ -24,25 +24,24 @@ class Setting:
 
     Args:
         family (`str`): its panel of the plot, a key of `FAMILIES`.
-        name (`str`): the field. The L0 that is asked for is its value, divided by `d_sae` where it is a share.
-        share (`bool`): whether the field is a share of the tokens.
-        between (`tuple`, *optional*): the field is a coefficient whose value is found by bisection between these.
+        name (`str`): the field. The L0 that is asked for is its value.
+        between (`tuple`, *optional*): the field is a coefficient whose value is found by bisection between one that gives too
+            many latents and one that gives too few.
         fixed (`dict`): further fields.
         free (`bool`): the architecture finds its own L0; one run stands for all.
     """
 
     family: str
     name: str = "k"
-    share: bool = False
     between: tuple[float, float] | None = None
     fixed: Mapping[str, Any] = field(default_factory=dict)
     free: bool = False
 
-    def fields(self, target: float, d_sae: int, found: float | None) -> dict[str, Any]:
+    def fields(self, target: float, found: float | None) -> dict[str, Any]:
         """The config fields for an L0 of `target`; `found` is the coefficient of an architecture that has one."""
         if self.free:
             return dict(self.fixed)
-        value = found if self.between is not None else target / d_sae if self.share else target
+        value = target if self.between is None else found
         return {**self.fixed, self.name: value}
 
 
@@ -60,12 +59,13 @@ SETTINGS = {
     "feature_choice": Setting("batch"),
     "standard": Setting("penalty", "l1_coefficient", between=(1e-3, 10.0)),
     "gated": Setting("penalty", "target_l0"),
-    "p_anneal": Setting("penalty", "coefficient", between=(1e-3, 10.0)),
+    "p_anneal": Setting("penalty", "l1_coefficient", between=(1e-3, 10.0)),
     "jumprelu": Setting("penalty", "target_l0"),
-    "gba": Setting("penalty", "target_frequency", share=True),
+    # targets are upper bounds, which not all latents reach: the highest one is found
+    "gba": Setting("penalty", "highest_frequency", between=(0.9, 2e-3)),
     "matching_pursuit": Setting("encoder"),
     "ista": Setting("encoder", "l1_coefficient", between=(1e-3, 10.0)),
-    "lista": Setting("encoder", "l1_coefficient", between=(1e-3, 10.0)),
+    "lista": Setting("encoder"),
     "kron": Setting("encoder"),
     "bilinear": Setting("encoder"),
 }
@@ -94,4 +94,4 @@ def config_of(name: str, d_in: int, d_sae: int, hook: str, target: float, found:
     """
     config_class, _ = registered()[f"hf_sae_{name}"]
     fields: dict[str, Any] = {"d_in": d_in, "d_sae": d_sae, "hook_in": hook, "input_norm": "scalar"}
-    return config_class(**fields | SETTINGS[name].fields(target, d_sae, found))
+    return config_class(**fields | SETTINGS[name].fields(target, found))

@@ -16,13 +16,15 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from hf_sae.errors import ConfigError
+from hf_sae import models
+from hf_sae.errors import ConfigError, DataError
 from hf_sae.models import SAE, registered
 
-from .contests import CONTESTS, ELSEWHERE, WORDS, Contest, Given, Side
+from .contests import CONTESTS, ELSEWHERE, WORDS, Contest
 from .docs import put_between
 from .planted_methods import Toy
 from .report import align, machine, markdown_table
+from .sides import Given, Side
 
 
 COLUMNS = ("method, data", "figure", "method", "baseline", "difference needed", "found", "seeds", "")
@@ -49,8 +51,11 @@ class Runs:
 
 
 def absent(contest: Contest) -> list[str]:
-    """Architectures of a contest that this version does not have."""
-    return [side.arch for side in (contest.method, contest.baseline) if f"hf_sae_{side.arch}" not in registered()]
+    """Architectures and solvers of a contest that this version does not have."""
+    sides = (contest.method, contest.baseline)
+    missing = [side.arch for side in sides if f"hf_sae_{side.arch}" not in registered()]
+    solvers = [side.solver for side in sides if isinstance(side, Given) and side.solver]
+    return missing + [name for name in solvers if not hasattr(models, name)]
 
 
 def compete(contest: Contest, runs: Runs, seeds: Sequence[int], bar: tqdm) -> dict[str, Any]:
@@ -72,7 +77,7 @@ def compete(contest: Contest, runs: Runs, seeds: Sequence[int], bar: tqdm) -> di
                 pair.append(runs.figure(contest, side, seed))
                 bar.update()
             pairs.append(pair)
-    except (ConfigError, TypeError) as error:  # a field or solver of another name is a row that says so
+    except (ConfigError, DataError) as error:  # a row that says so
         return row | {"failed": str(error)}
     shares = [contest.share(*pair) for pair in pairs]
     return row | {"pairs": pairs, "shares": shares, "passed": [share >= 0.5 for share in shares]}

@@ -6,7 +6,7 @@ import logging
 import math
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,9 @@ from torch import Tensor
 from hf_sae.metrics import reconstruction_statistics, summarise
 from hf_sae.models import SAE, AutoSAE, SAEConfig
 from hf_sae.training import SAETrainer, SAETrainingArguments
+
+
+CLOSE = 0.05  # logarithm of an L0 over the wanted one
 
 
 class Rows:
@@ -134,24 +137,32 @@ def measure(sae: SAE, x: Tensor, target: Tensor | None = None, chunk: int = 2048
 
 
 def calibrated(
-    l0_at: Any, target: float, low: float, high: float, rounds: int = 6, known: dict | None = None
+    l0_at: Callable[[float], float],
+    target: float,
+    many: float,
+    few: float,
+    rounds: int = 6,
+    known: dict[float, float] | None = None,
 ) -> float:
-    """The coefficient between `low` and `high` whose L0 is nearest to `target`, by bisection of its logarithm.
+    """The coefficient between `many` and `few` whose L0 is nearest to `target`, by bisection of its logarithm.
 
     Args:
-        l0_at (`Callable`): L0 of a short run with a coefficient; it falls as the coefficient rises.
+        l0_at (`Callable`): L0 of a short run with a coefficient, which goes one way from `many` to `few`.
         target (`float`): the L0 that is wanted.
-        low (`float`), high (`float`): coefficients that give too many and too few latents.
+        many (`float`), few (`float`): coefficients that give too many and too few latents; either may be the larger.
         rounds (`int`): runs at most.
         known (`dict`, *optional*): L0 by coefficient of runs that were made already; new ones are added.
     """
     known = {} if known is None else known
+
+    def miss(coefficient: float) -> float:
+        return abs(math.log(max(known[coefficient], 1e-3) / target))
+
     for _ in range(rounds):
-        near = min(known, key=lambda c: abs(math.log(max(known[c], 1e-3) / target)), default=None)
-        if near is not None and abs(math.log(max(known[near], 1e-3) / target)) < 0.05:
+        if any(miss(coefficient) < CLOSE for coefficient in known):
             break
-        below = max([c for c, l0 in known.items() if l0 > target], default=low)
-        above = min([c for c, l0 in known.items() if l0 <= target and c > below], default=high)
-        middle = math.sqrt(below * above)
+        above = min((c for c, l0 in known.items() if l0 > target), key=miss, default=many)
+        below = min((c for c, l0 in known.items() if l0 <= target), key=miss, default=few)
+        middle = math.sqrt(above * below)
         known[middle] = l0_at(middle)
-    return min(known, key=lambda c: abs(math.log(max(known[c], 1e-3) / target)))
+    return min(known, key=miss)
