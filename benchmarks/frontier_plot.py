@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,10 +18,13 @@ if TYPE_CHECKING:
 
 Line = dict[str, Any]
 REFERENCE = "topk"  # drawn in every panel, in grey
-COLOURS = (*PLACES, "#9E9AC8", "#636363", "#FDAE6B")
+COLOURS = (*PLACES, "#756BB1", "#A16207", "#2B2B2B")
 MARKERS = "osD^vPX"  # colour never speaks alone
-GAP = 0.075  # of a panel's height, between two labels
-WIDE, NARROW = (13.0, 12.0), (5.4, 30.0)  # inches
+GAP = 0.085  # of a panel's height, between two labels
+WIDE, NARROW = 13.0, 5.0  # inches
+PANEL = 3.0  # inches that a panel is high
+PIXELS = 75  # to the inch: the picture is shown at half its width at least
+INKS = 64  # colours of the file, which keeps it small
 
 
 def means(lines: Sequence[Line]) -> dict[str, list[Line]]:
@@ -39,14 +43,16 @@ def means(lines: Sequence[Line]) -> dict[str, list[Line]]:
 
 
 def spread(positions: Sequence[float], gap: float) -> list[float]:
-    """Positions at least `gap` apart, in the order given, that move as little as a sweep up and one back make them."""
+    """Positions from 0 to 1 that are at least `gap` apart, in the order given, as long as there is room for all."""
     order = sorted(range(len(positions)), key=lambda i: positions[i])
-    placed = [positions[i] for i in order]
-    for i in range(1, len(placed)):
-        placed[i] = max(placed[i], placed[i - 1] + gap)
-    if placed:
-        shift = (max(placed) - max(positions)) / 2
-        placed = [value - shift for value in placed]
+    gap = min(gap, 1 / max(len(positions) - 1, 1))
+    placed: list[float] = []
+    for i in order:
+        placed.append(max(positions[i], placed[-1] + gap) if placed else positions[i])
+    ceiling = 1.0
+    for i in reversed(range(len(placed))):
+        placed[i] = ceiling = min(placed[i], ceiling)
+        ceiling -= gap
     out = [0.0] * len(positions)
     for value, i in zip(placed, order, strict=True):
         out[i] = value
@@ -69,44 +75,50 @@ def draw(lines: Sequence[Line], wide: Path, narrow: Path) -> None:
     families = [f for f in FAMILIES if any(SETTINGS[a].family == f for a in points if a in SETTINGS)]
     panels = [_panel(points, family, figure) for figure in ("fvu", "ce_recovered") for family in families]
     panels += [_bars(points, figure) for figure in ("dead", "seconds")]
-    with rc_context(fname=str(STYLE)):
-        for path, columns, size in ((wide, max(len(families), 1), WIDE), (narrow, 1, NARROW)):
-            figure = Figure(
-                figsize=(size[0], size[1] if columns > 1 else 2.9 * (len(panels) - 2) + 2 * _height(points))
-            )
+    style = {"font.size": 10, "figure.constrained_layout.use": True}
+    with rc_context(style, fname=str(STYLE)), rc_context(style):
+        for path, columns in ((wide, max(len(families), 1)), (narrow, 1)):
+            rows = -(-(len(panels) - 2) // columns)
+            height = PANEL * rows + _height(points) * (1 if columns > 1 else 2)
+            figure = Figure(figsize=(WIDE if columns > 1 else NARROW, height))
             FigureCanvasAgg(figure)
-            _arrange(figure, panels, columns, points)
+            _arrange(figure, panels, columns, _height(points))
             path.parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(path, format="png", dpi=75 if columns > 1 else 80, metadata={"Software": None})
+            _save(figure, path)
+
+
+def _save(figure: Any, path: Path) -> None:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=PIXELS, metadata={"Software": None})
+    Image.open(buffer).convert("RGB").quantize(INKS, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 def _height(points: Mapping[str, Any]) -> float:
-    return 1.0 + 0.3 * len(points)
+    return 1.0 + 0.22 * len(points)
 
 
-def _arrange(figure: Any, panels: Sequence[Callable[[Axes], None]], columns: int, points: Mapping[str, Any]) -> None:
-    lines, bars = panels[:-2], panels[-2:]
-    rows = -(-len(lines) // columns)
-    if columns == 1:
-        heights = [2.9] * len(lines) + [_height(points)] * 2
-        grid = figure.add_gridspec(len(panels), 1, height_ratios=heights)
-        places = [grid[i, 0] for i in range(len(panels))]
-    else:
-        grid = figure.add_gridspec(rows + 1, 2 * columns, height_ratios=[1.0] * rows + [1.3])
-        places = [grid[i // columns, 2 * (i % columns) : 2 * (i % columns) + 2] for i in range(len(lines))]
-        places += [grid[rows, :columns], grid[rows, columns:]]
-    for place, panel in zip(places, [*lines, *bars], strict=True):
+def _arrange(figure: Any, panels: Sequence[Callable[[Axes], None]], columns: int, bars: float) -> None:
+    """Lines in `columns` columns; below them the two bar panels, `bars` inches high, side by side where there is room."""
+    across = min(columns, 2)
+    rows = -(-(len(panels) - 2) // columns)
+    outer = figure.add_gridspec(2, 1, height_ratios=[PANEL * rows, bars * 2 / across])
+    lines, below = outer[0].subgridspec(rows, columns), outer[1].subgridspec(2 // across, across)
+    places = [lines[i // columns, i % columns] for i in range(len(panels) - 2)]
+    places += [below[i // across, i % across] for i in range(2)]
+    for place, panel in zip(places, panels, strict=True):
         panel(figure.add_subplot(place))
 
 
 def _panel(points: Mapping[str, list[Line]], family: str, figure: str) -> Callable[[Axes], None]:
     """FVU or CE recovered of a family against L0, with labels at the ends of the lines."""
-    words = {"fvu": "FVU", "ce_recovered": "CE recovered"}[figure]
+    words = {"fvu": "FVU", "ce_recovered": "CE rec."}[figure]
     mine = [arch for arch in points if arch != REFERENCE and SETTINGS[arch].family == family]
     everything = [p[figure] for ps in points.values() for p in ps if p[figure] is not None and p["l0"] > 0]
 
     def panel(axes: Axes) -> None:
-        axes.set_title(f"{words}: {FAMILIES[family]}", loc="left", fontsize=12)
+        axes.set_title(f"{words}: {FAMILIES[family]}", loc="left", fontsize=10)
         axes.set_xscale("log", base=2)
         low, high = _limits(everything)
         axes.set_ylim(low, high)
@@ -119,9 +131,9 @@ def _panel(points: Mapping[str, list[Line]], family: str, figure: str) -> Callab
             axes.plot(*zip(*drawn, strict=True), color=colour, marker=marker, markersize=6, clip_on=True, **style)
             ends.append((arch, colour, drawn[-1]))
         _label_ends(axes, ends, low, high)
-        axes.set_xticks([8, 16, 32, 64, 128], ["8", "16", "32", "64", "128"])
-        axes.set_xlim(8, 256)
-        axes.set_xlabel("latents per token (L0)", fontsize=11)
+        axes.set_xticks([16, 32, 64], ["16", "32", "64"])
+        axes.set_xlim(11, 420)  # the right half is the labels'
+        axes.set_xlabel("latents per token (L0)", loc="left")
 
     return panel
 
@@ -142,10 +154,10 @@ def _label_ends(axes: Axes, ends: Sequence[tuple[str, str, tuple[float, float]]]
         axes.annotate(
             arch,
             (l0, min(max(value, low), high)),
-            xytext=(0.72, height),
+            xytext=(0.62, height),
             textcoords="axes fraction",
             va="center",
-            fontsize=10,
+            fontsize=9.5,
             color=colour,
             arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6, "shrinkA": 1, "shrinkB": 4},
             annotation_clip=False,
@@ -163,10 +175,10 @@ def _bars(points: Mapping[str, list[Line]], figure: str) -> Callable[[Axes], Non
             colour = QUIET if arch == REFERENCE else ACCENT
             axes.plot([min(values), max(values)], [row, row], color=colour, linewidth=1.5)
             axes.plot(values, [row] * len(values), "o", color=colour, markersize=5)
-        axes.set_yticks(range(len(names)), names, fontsize=10)
+        axes.set_yticks(range(len(names)), names)
         axes.set_xlim(left=0)
         axes.grid(visible=True, axis="x")
         axes.grid(visible=False, axis="y")
-        axes.set_title(words, loc="left", fontsize=12)
+        axes.set_title(words, loc="left", fontsize=10)
 
     return panel

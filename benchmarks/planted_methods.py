@@ -200,8 +200,8 @@ def influential(seed: int) -> Toy:
     """32 orthonormal features, six to a token: 16 loud ones that a loss hardly feels, 16 quiet ones that it does."""
     g = _generator(seed)
     atoms = _orthonormal(32, 32, g)
-    loudness = torch.cat([torch.full((16,), 1.0), torch.full((16,), 0.4)])
-    influence = torch.cat([torch.full((16,), 0.1), torch.full((16,), 2.5)])
+    loudness = torch.cat([torch.full((16,), 1.0), torch.full((16,), 0.55)])
+    influence = torch.cat([torch.full((16,), 0.1), torch.full((16,), 2.0)])
 
     def draw(n: int) -> Tensor:
         return _amounts(_some(torch.full((n,), 6), 32, g), g) * loudness

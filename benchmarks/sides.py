@@ -80,6 +80,7 @@ class Given:
         return sae.eval()
 
 
+@torch.no_grad()
 def fvu(side: Side | Given, sae: SAE, toy: Toy) -> float:
     """Share of the held-out variance that is not explained."""
     if isinstance(side, Given) and side.solver is not None:
@@ -114,6 +115,7 @@ def similarity(side: Side | Given, sae: SAE, toy: Toy) -> float:
     return float(_cosines(sae, toy).amax(1).mean())
 
 
+@torch.no_grad()
 def holes(side: Side | Given, sae: SAE, toy: Toy) -> float:
     """How often a parent's latent is silent although a child, and so the parent, is there."""
     code = sae.encode(toy.held_out)
