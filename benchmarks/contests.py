@@ -88,7 +88,7 @@ CONTESTS = (
         "Matryoshka, parent and child",
         planted.parent_child,
         holes,
-        Side("matryoshka", 12, FAMILY | {"groups": [3, 12]}),
+        Side("matryoshka", 12, FAMILY | {"group_bounds": [3, 12]}),
         Side("batch_topk", 12, FAMILY),
         (0.11, 0.53),
     ),
