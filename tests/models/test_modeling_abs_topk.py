@@ -30,7 +30,10 @@ def test_is_the_proximal_step_by_brute_force() -> None:
     errors = (u.unsqueeze(1) * (1 - masks)).square().sum(-1)
     expected = u * masks[errors.argmin(1)]
     assert (expected < 0).any()
-    torch.testing.assert_close(sae.encode(x), expected)
+    torch.testing.assert_close(sae.encode(x), expected)  # with gradients
+    with torch.no_grad():
+        torch.testing.assert_close(sae.encode(x), expected)
+        torch.testing.assert_close(sae.activate(u), expected)
 
 
 def test_is_topk_on_both_signs_of_every_row() -> None:
