@@ -91,17 +91,19 @@ def _variant(sae: SAE, config: dict[str, Any], weights: dict[str, Tensor]) -> SA
 def _changes(
     sae: SAE, sample: Tensor, with_published_l0: bool
 ) -> Iterator[tuple[str, dict[str, Any], dict[str, Tensor]]]:
-    config, encoder, decoder = sae.config, sae.encoder.weight.detach(), sae.decoder.weight.detach()
-    bias = sae.encoder.bias.detach()
+    config, matrices = sae.config, {"decoder.weight": sae.decoder.weight.detach()}
+    if isinstance(sae.encoder, nn.Linear):
+        matrices = {"encoder.weight": sae.encoder.weight.detach()} | matrices
     if not config.is_transcoder:
         words = "b_dec not subtracted from the input" if config.subtracts_bias else "b_dec subtracted from the input"
         yield words, {"pre_bias": not config.subtracts_bias}, {}
-    elif config.d_in == config.d_out:
-        shift = encoder @ sae.decoder.bias.detach()
+    elif config.d_in == config.d_out and "encoder.weight" in matrices:
+        bias, shift = sae.encoder.bias.detach(), matrices["encoder.weight"] @ sae.decoder.bias.detach()
         yield "b_dec subtracted from the input", {}, {"encoder.bias": bias - shift}
         yield "b_dec of the input added back", {}, {"encoder.bias": bias + shift}
-    for key, name, matrix in (("encoder.weight", "encoder", encoder), ("decoder.weight", "decoder", decoder)):
+    for key, matrix in matrices.items():
         for number, other in enumerate(_transposed(matrix)):
+            name = key.removesuffix(".weight")
             yield f"{name} transposed" + (" the other way" if number else ""), {}, {key: other}
     if sae.skip is not None:
         for number, other in enumerate(_transposed(sae.skip.weight.detach())):

@@ -53,8 +53,9 @@ def test_half_precision_is_saved_and_comes_back(case: Case, tmp_path: Path) -> N
     sae = case.build().to(torch.bfloat16)
     sae.save_pretrained(tmp_path)
     loaded = AutoSAE.from_pretrained(tmp_path)
-    assert loaded.dtype == loaded.encoder.weight.dtype == torch.bfloat16
-    assert AutoSAE.from_pretrained(tmp_path, dtype=torch.float32).encoder.weight.dtype == torch.float32
+    assert all(weight.dtype == torch.bfloat16 for weight in (loaded.decoder.weight, loaded.W_enc, loaded.b_enc))
+    again = AutoSAE.from_pretrained(tmp_path, dtype=torch.float32)
+    assert all(weight.dtype == torch.float32 for weight in (again.decoder.weight, again.W_enc, again.b_enc))
 
 
 def test_subfolder_and_sharding(case: Case, tmp_path: Path) -> None:
@@ -280,9 +281,10 @@ def test_permuting_latents_changes_nothing(case: Case) -> None:
     sae, (x, _) = case.build().eval(), case.batch()
     other, order = copy.deepcopy(sae), torch.randperm(D_SAE, generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
-        for name, parameter in other.named_parameters():
-            if parameter.shape[:1] == (D_SAE,):
-                parameter.copy_(sae.get_parameter(name)[order])
+        for tensor in (*other.parameters(), *other.buffers()):
+            for dim, size in enumerate(tensor.shape):  # a matrix from latents to latents has two such dimensions
+                if size == D_SAE:
+                    tensor.copy_(tensor.index_select(dim, order))
     torch.testing.assert_close(other(x).reconstruction, sae(x).reconstruction)
     torch.testing.assert_close(other.encode(x), sae.encode(x)[:, order])
 
@@ -291,7 +293,7 @@ def test_bfloat16(case: Case, tmp_path: Path) -> None:
     sae, (x, target) = case.build(), case.batch()
     sae.save_pretrained(tmp_path)
     low = AutoSAE.from_pretrained(tmp_path, dtype=torch.bfloat16)
-    assert low.encoder.weight.dtype == torch.bfloat16
+    assert low.W_enc.dtype == low.W_dec.dtype == torch.bfloat16
     assert all(p.dtype == torch.float32 for n, p in low.named_parameters() if "threshold" in n)
     state = case.state(low)
     state.given = case.given(low)
