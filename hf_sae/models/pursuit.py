@@ -193,9 +193,11 @@ def _non_negative_least_squares(gram: Tensor, onto: Tensor, values: Tensor, insi
     identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
     for _ in range(gram.shape[-1] + 1):  # each round takes at least one atom from every token that it is for
         both = inside.unsqueeze(1) & inside.unsqueeze(2)
-        system = gram * both + identity * (~inside).unsqueeze(1) + ROUNDING * torch.finfo(gram.dtype).eps * identity
-        factor = torch.linalg.cholesky_ex(system).L
-        wanted = torch.cholesky_solve((onto * inside).unsqueeze(-1), factor).squeeze(-1) * inside
+        system, onto_inside = gram * both + identity * (~inside).unsqueeze(1), (onto * inside).unsqueeze(-1)
+        factor = torch.linalg.cholesky_ex(system + ROUNDING * torch.finfo(gram.dtype).eps * identity).L
+        wanted = torch.cholesky_solve(onto_inside, factor)
+        wanted = wanted + torch.cholesky_solve(onto_inside - system @ wanted, factor)  # what the ridge took away
+        wanted = wanted.squeeze(-1) * inside
         negative = inside & (wanted <= 0)
         if not negative.any():
             return wanted, inside
