@@ -6,7 +6,7 @@ rate reduction" (CRATE, arXiv 2306.01129). For `½‖x - b_dec - z W‖² + λ �
     z ← ReLU(z + η W (x - b_dec - z W) - ηλ),    η <= 1 / ‖W Wᵀ‖
 
 One step is a ReLU SAE with encoder ηW and bias -ηλ. The loss is that objective, doubled; gradients flow through all steps. η is constant in
-a step and follows W by power iteration, one round per optimiser step; η and λ are saved, and the saved model takes the same steps.
+a step and follows W by a few rounds of power iteration per optimiser step; η and λ are saved, and the saved model takes the same steps.
 
 [`crate_step`] is CRATE's block: the same step, started at the token itself, with a square dictionary.
 
@@ -29,7 +29,7 @@ from .sparse_code import SparseCode
 from .tied import Tied, require_shared_bias
 
 
-FIRST_ROUNDS = 50  # of power iteration on new weights
+FIRST_ROUNDS, ROUNDS = 50, 4  # of power iteration, on new weights and after an optimiser step
 MARGIN = 0.95  # power iteration finds the norm from below
 
 
@@ -59,6 +59,8 @@ class ISTASAE(Tied, SAE):
     """A tied autoencoder whose latents are an approximate lasso solution."""
 
     config: ISTAConfig
+    threshold: Tensor
+    step_size: Tensor
     paper: ClassVar[str] = "Yu et al. 2023, White-box transformers via sparse rate reduction, arXiv:2306.01129"
     _keep_in_fp32_modules_strict: ClassVar[list[str]] = ["threshold", "step_size"]
 
@@ -77,8 +79,8 @@ class ISTASAE(Tied, SAE):
 
     def latents_of(self, x: Tensor, norm: Norm | None, state: TrainingState | None = None) -> tuple[Tensor, None]:
         """Dense latents after `n_steps` steps from zero."""
-        latents = None
-        for _ in range(self.config.n_steps):
+        latents = shrink_step(None, self.pre_activations(x), self.step_size, self.threshold)
+        for _ in range(self.config.n_steps - 1):
             residual = x - self.decoder(latents)
             latents = shrink_step(latents, self.correlations(residual), self.step_size, self.threshold)
         return latents, None
@@ -98,9 +100,9 @@ class ISTASAE(Tied, SAE):
 
     @torch.no_grad()
     def after_step(self, state: TrainingState, output: SAEOutput) -> None:
-        """The step size follows the dictionary, by one round of power iteration from where the last one ended."""
+        """The step size follows the dictionary, by power iteration from where the last one ended."""
         direction = state.tensors.get("direction")
-        norm, direction = gram_norm(self.decoder.weight, direction, FIRST_ROUNDS if direction is None else 1)
+        norm, direction = gram_norm(self.decoder.weight, direction, FIRST_ROUNDS if direction is None else ROUNDS)
         state.tensors["direction"] = direction
         self.step_size.copy_(MARGIN / norm)
 

@@ -61,6 +61,8 @@ class LISTASAE(SAE):
 
     config: LISTAConfig
     paper: ClassVar[str] = "Gregor and LeCun 2010, Learning fast approximations of sparse coding"
+    # Adam's steps have one size for all entries, and the sum of d_sae small ones of S must not swamp a pre-activation: measured
+    learning_rate_factors: ClassVar[dict[str, float]] = {"decoder.weight": 3.0, "inhibition": 0.3}
 
     def __init__(self, config: LISTAConfig) -> None:
         super().__init__(config)

@@ -111,7 +111,9 @@ def test_more_steps_at_inference_and_k_in_training() -> None:
 
 def test_tolerance_ends_a_token_by_itself() -> None:
     sae, x = build(k=9), torch.randn(50, 6, dtype=torch.float64)
-    full = torch.stack([(x - by_hand(sae, x, k) @ sae.decoder.weight - sae.decoder.bias).norm(dim=-1) for k in range(10)])
+    full = torch.stack(
+        [(x - by_hand(sae, x, k) @ sae.decoder.weight - sae.decoder.bias).norm(dim=-1) for k in range(10)]
+    )
     sae.config.tolerance = 0.3
     left = (x - sae(x).reconstruction).norm(dim=-1)
     enough = full <= 0.3 * full[0]
