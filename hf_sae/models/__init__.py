@@ -17,12 +17,17 @@ from .modeling_kron import KronConfig, KronSAE
 from .modeling_matryoshka import MatryoshkaConfig, MatryoshkaSAE
 from .modeling_multi_topk import MultiTopKConfig, MultiTopKSAE
 from .modeling_p_anneal import PAnnealConfig, PAnnealSAE
+from .modeling_ista import ISTASAE, ISTAConfig
+from .modeling_jumprelu import JumpReLUConfig, JumpReLUSAE
+from .modeling_lista import LISTASAE, LISTAConfig
+from .modeling_matching_pursuit import MatchingPursuitConfig, MatchingPursuitSAE
 from .modeling_sae import SAE, Decoder
 from .modeling_standard import StandardConfig, StandardSAE
 from .modeling_top_afa import TopAFAConfig, TopAFASAE
 from .modeling_topk import TopKConfig, TopKSAE
 from .modeling_variational import VariationalConfig, VariationalSAE
 from .outputs import SAEOutput, TrainingState, total_variance
+from .pursuit import GradientPursuit, MatchingPursuit, OrthogonalMatchingPursuit, Solver
 from .sparse_code import SparseCode
 
 
@@ -47,6 +52,13 @@ AutoSAE.register(GBAConfig, GBASAE)
 
 __all__ = [
     "GBASAE",
+AutoSAE.register(MatchingPursuitConfig, MatchingPursuitSAE)
+AutoSAE.register(ISTAConfig, ISTASAE)
+AutoSAE.register(LISTAConfig, LISTASAE)
+
+__all__ = [
+    "ISTASAE",
+    "LISTASAE",
     "SAE",
     "AbsTopKConfig",
     "AbsTopKSAE",
@@ -80,8 +92,18 @@ __all__ = [
     "MultiTopKSAE",
     "PAnnealConfig",
     "PAnnealSAE",
+    "GradientPursuit",
+    "ISTAConfig",
+    "JumpReLUConfig",
+    "JumpReLUSAE",
+    "LISTAConfig",
+    "MatchingPursuit",
+    "MatchingPursuitConfig",
+    "MatchingPursuitSAE",
+    "OrthogonalMatchingPursuit",
     "SAEConfig",
     "SAEOutput",
+    "Solver",
     "SparseCode",
     "StandardConfig",
     "StandardSAE",

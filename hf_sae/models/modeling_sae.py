@@ -24,6 +24,7 @@ from .entry_ops import squared_error_of_entries
 from .mostly_zero import encode as encode_mostly_zero
 from .normalising import Norm, Normalising
 from .outputs import Pass, SAEOutput, TrainingState, total_variance
+from .pursuit import Solver
 from .saving import Saving
 from .sparse_code import SparseCode
 from .sparse_ops import squared_error
@@ -118,8 +119,11 @@ class SAE(Saving, Normalising, Weights, PreTrainedModel):
         latents, _ = self.latents_of(*self.normalize(hidden_states))
         return latents.to_dense() if isinstance(latents, SparseCode) else latents
 
-    def encode_sparse(self, hidden_states: Tensor) -> SparseCode:
-        """The non-zero latents of activations `[..., d_in]`, with what `decode` needs of each token."""
+    def encode_sparse(self, hidden_states: Tensor, solver: Solver | None = None) -> SparseCode:
+        """The non-zero latents of activations `[..., d_in]`, with what `decode` needs of each token; by the encoder, or by a
+        solver that searches the dictionary, such as [`GradientPursuit`]."""
+        if solver is not None:
+            return solver.encode(self, hidden_states)
         x, norm = self.normalize(hidden_states)
         latents, _ = self.latents_of(x, norm)
         return latents if isinstance(latents, SparseCode) else SparseCode.from_dense(latents, norm)

@@ -86,11 +86,14 @@ class Case:
         order = torch.randperm(blocks, generator=torch.Generator().manual_seed(seed))
         other = copy.deepcopy(sae)
         with torch.no_grad():
+            latents = torch.arange(sae.config.d_sae).view(blocks, -1)[order].flatten()
             for name, tensor in other.state_dict().items():
-                whole = tensor.shape[:1] == (sae.config.d_sae,)
-                if whole or (blocks < sae.config.d_sae and name.startswith("encoder.")):
+                if blocks < sae.config.d_sae and name.startswith("encoder."):
                     tensor.copy_(tensor.unflatten(0, (blocks, -1))[order].flatten(0, 1))
-        return other, torch.arange(sae.config.d_sae).view(blocks, -1)[order].flatten()
+                for dim, size in enumerate(tensor.shape):  # a matrix from latents to latents has two such dimensions
+                    if size == sae.config.d_sae:
+                        tensor.copy_(tensor.index_select(dim, latents))
+        return other, latents
 
 
 def encoder_layers(sae: SAE) -> list[str]:
