@@ -3,6 +3,8 @@
 from .auto import AutoSAE, AutoTranscoder, registered
 from .configuration_sae import SAEConfig, strict_config
 from .errors import CheckpointError, ConfigError
+from .modeling_cross_layer import CrossLayerConfig, CrossLayerSAE
+from .modeling_crosscoder import CrosscoderConfig, CrosscoderSAE
 from .modeling_jumprelu import JumpReLUConfig, JumpReLUSAE
 from .modeling_sae import SAE, Decoder
 from .modeling_standard import StandardConfig, StandardSAE
@@ -14,6 +16,8 @@ from .sparse_code import SparseCode
 AutoSAE.register(StandardConfig, StandardSAE)
 AutoSAE.register(TopKConfig, TopKSAE)
 AutoSAE.register(JumpReLUConfig, JumpReLUSAE)
+AutoSAE.register(CrosscoderConfig, CrosscoderSAE)
+AutoSAE.register(CrossLayerConfig, CrossLayerSAE)
 
 __all__ = [
     "SAE",
@@ -21,6 +25,10 @@ __all__ = [
     "AutoTranscoder",
     "CheckpointError",
     "ConfigError",
+    "CrossLayerConfig",
+    "CrossLayerSAE",
+    "CrosscoderConfig",
+    "CrosscoderSAE",
     "Decoder",
     "JumpReLUConfig",
     "JumpReLUSAE",
