@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from .console import Console, fail, load_host
 from .rehearse import rehearse
-from .train import LAST, build_config, conclude, new_model
+from .train import LAST, build_config, conclude, new_model, places_in
 
 
 if TYPE_CHECKING:
@@ -27,12 +27,13 @@ def run_cached(options: Any, args: SAETrainingArguments, console: Console, proce
     whole = CachedStream(options.cache, **chosen)
     options.hook = _hook(options, whole)
     options.layer = None
-    for point in filter(None, (options.hook, options.hook_out)):
+    points = [*places_in(options.hook), *places_in(options.hook_out)]
+    for point in points:
         if point not in whole.widths:
             fail(f"{options.cache!r} does not hold {point!r}. It holds {', '.join(whole.widths)}.")
     model_config = build_config(options, None, whole.widths)
     model_config.provenance = None  # the stream says which text it was
-    stream = CachedStream(options.cache, [options.hook, *filter(None, [options.hook_out])], **chosen)
+    stream = CachedStream(options.cache, list(dict.fromkeys(points)), **chosen)
     if options.dry_run:
         rehearse(options, console, model_config, args, stream)
         return
