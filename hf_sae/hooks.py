@@ -235,7 +235,10 @@ def _one_place(sae: Autoencoder, key: str) -> str:
     place = getattr(sae.config, key)
     if isinstance(place, str):
         return place
-    raise HookPointError(f"splice needs one place in config.{key}, which is {place!r}. Set it to one hook point.")
+    advice = "Set it to one hook point."
+    if place is not None:
+        advice = "`evaluate` replaces several places by what was read of all of them in a clean run."
+    raise HookPointError(f"splice needs one place in config.{key}, which is {place!r}. {advice}")
 
 
 def _check_width(sae: Autoencoder, key: str, width: int | None, place: str) -> None:

@@ -31,7 +31,7 @@ LAYERS = (
         "views",
     },
     {"activations", "conversion"},
-    {"evaluation", "features", "hub", "steering", "training"},
+    {"analysis", "evaluation", "features", "hub", "steering", "training"},
     {"__main__", "cli", "commands", "demo", "space"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -2,8 +2,18 @@
 
 from .cache import CachedStream, Manifest, write_cache
 from .interface import BatchStream, Rows
+from .paired import PairedStream
 from .prefetch import Prefetched
 from .stream import ActivationStream
 
 
-__all__ = ["ActivationStream", "BatchStream", "CachedStream", "Manifest", "Prefetched", "Rows", "write_cache"]
+__all__ = [
+    "ActivationStream",
+    "BatchStream",
+    "CachedStream",
+    "Manifest",
+    "PairedStream",
+    "Prefetched",
+    "Rows",
+    "write_cache",
+]

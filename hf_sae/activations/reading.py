@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,30 @@ from ..hosts.towers import host_device
 from .columns import GRADIENT, dtype_of, is_gradient, place_of
 from .gradients import read_with_gradients, require_loss
 from .interface import Rows
+
+
+class Reader(Protocol):
+    """What a stream needs to turn a batch of tokens into activations: [`HostReader`], or several of them."""
+
+    widths: dict[str, int]
+    places: list[str]  # without the columns of gradients
+    dtype: torch.dtype
+
+    def check_length(self, context_length: int) -> None:
+        """Refuses rows that are too long."""
+        ...
+
+    def __call__(self, batch: TokenBatch, kept: Tensor) -> Rows:
+        """The activations of the kept tokens."""
+        ...
+
+    def devices(self) -> dict[str, torch.device]:
+        """Where the activations of each place are."""
+        ...
+
+    def info(self, tokenizer: Any) -> dict[str, Any]:
+        """Hosts and places, as JSON values."""
+        ...
 
 
 class HostReader:

@@ -14,7 +14,7 @@ from ..data import Positions, TokenDataset
 from ..errors import DataError
 from ..hooks import HookPoint
 from .interface import BatchStream, Rows
-from .reading import HostReader
+from .reading import HostReader, Reader
 from .ring import ShuffleRing
 from .rows import RowShuffle
 
@@ -79,7 +79,7 @@ class ActivationStream(BatchStream):
         world_size: int = 1,
     ) -> None:
         self.host, self.seed, self.ring_bytes = host, seed, ring_bytes
-        self.reader = HostReader(host, hook_points, dtype)
+        self.reader = self.open_reader(host, hook_points, dtype)
         self.reader.check_length(context_length)
         self.data = TokenDataset(
             dataset,
@@ -101,6 +101,12 @@ class ActivationStream(BatchStream):
         self.ring = ShuffleRing(self.widths, self.reader.dtype, ring_bytes - ring_bytes // ROWS_SHARE, own_seed)
         self._check_ring(batch_size * context_length, f"one host batch of {batch_size} x {context_length} tokens")
         self._begin()
+
+    def open_reader(
+        self, host: nn.Module, points: str | HookPoint | Sequence[str | HookPoint], dtype: torch.dtype | None
+    ) -> Reader:
+        """What turns tokens into activations."""
+        return HostReader(host, points, dtype)
 
     def _begin(self) -> None:
         self._counts = dict.fromkeys(("seen", "masked", "non_finite", "served", "outliers", "host_batches"), 0)

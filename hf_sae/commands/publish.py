@@ -173,8 +173,9 @@ def ls(
 
 def _fact(entry: dict[str, Any], key: str) -> str:
     value, target = entry.get(key, ""), entry.get("hook_out")
-    if key == "hook_in" and target not in (None, value):
-        return f"{value} → {target}"
+    if key == "hook_in":
+        several = [", ".join(v) if isinstance(v, list) else str(v) for v in (value, target) if v is not None]
+        return several[0] if target in (None, value) else " → ".join(several)
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 

@@ -16,7 +16,7 @@ def rehearse(options: Any, console: Console, config: SAEConfig, args: Any, strea
 
     reader = getattr(stream, "reader", None)  # a stream from disk has no host to run
     batch = None if reader is None else next(iter(stream.rows))
-    device = "cpu" if reader is None else reader.devices()[str(config.hook_in)]
+    device = "cpu" if reader is None else reader.devices()[config.places_in[0]]
     job = Job.of(
         config,
         args,

@@ -42,9 +42,12 @@ def train(
     split: Annotated[str, Option(help="Split to train on.")] = "train",
     column: Annotated[str | None, Option(help="Column with the text. Default: the first that looks like it.")] = None,
     hook: Annotated[
-        str | None, Option(help="Place to read, such as mlp_in.8; `hf-sae hooks HOST` lists them.")
+        str | None,
+        Option(help="Place to read, such as mlp_in.8, or several with commas; `hf-sae hooks HOST` lists them."),
     ] = None,
-    hook_out: Annotated[str | None, Option(help="Place to predict: makes a transcoder.")] = None,
+    hook_out: Annotated[
+        str | None, Option(help="Place to predict, or several with commas: makes a transcoder.")
+    ] = None,
     layer: Annotated[int | None, Option(help="Short for --hook resid_post.LAYER.")] = None,
     arch: Annotated[str, Option(help="Architecture: topk, standard, jumprelu, …")] = "topk",
     d_sae: Annotated[int | None, Option(help="Number of latents.")] = None,
@@ -153,24 +156,36 @@ def build_config(
     hook = options.hook or (None if options.layer is None else f"resid_post.{options.layer}")
     if hook is None and options.host is not None:
         fail("no place to read: give --layer 8, or --hook mlp_in.8. `hf-sae hooks HOST` lists the places of a host.")
-    hook = hook or DEFAULT_HOOK
+    hook_in, hook_out = places_in(hook or DEFAULT_HOOK), places_in(options.hook_out)
     width = partial(width_of, host) if cached_widths is None else cached_widths.__getitem__
-    d_in = width(hook)
+    widths = [[width(place) for place in places] for places in (hook_in, hook_out or hook_in)]
+    d_in = sum(widths[0])
     fields: dict[str, Any] = {
-        "hook_in": hook,
-        "hook_out": options.hook_out,
+        "hook_in": _plain(hook_in),
+        "hook_out": _plain(hook_out),
         "d_in": d_in,
-        "d_out": width(options.hook_out or hook),
+        "d_out": sum(widths[1]),
         "d_sae": options.d_sae or options.expansion * d_in,
         "skip": options.skip,
         "input_norm": options.input_norm,
         "provenance": {"corpus": corpus_info("train")} if options.dataset is None else None,
     }
+    if len(set(widths[0])) > 1 and hasattr(known[options.arch], "widths"):
+        fields["widths"] = widths[0]
     own = {name: getattr(options, name) for name in ("k", "l1_coefficient", "target_l0")}
     if own["k"] is not None and own["k"].is_integer():
         own["k"] = int(own["k"])
     fields |= {name: value for name, value in own.items() if value is not None}
     return known[options.arch](**fields | pairs(options.set_ or (), "--set"))
+
+
+def places_in(option: str | None) -> list[str]:
+    """The places that an option names, separated by commas; none where it was not given."""
+    return [place.strip() for place in (option or "").split(",") if place.strip()]
+
+
+def _plain(places: list[str]) -> str | list[str] | None:
+    return places if len(places) > 1 else next(iter(places), None)
 
 
 def stream_options(options: Any) -> dict[str, Any]:
@@ -226,6 +241,8 @@ def measure(options: Any, console: Console, sae: SAE, host: Any, tokenizer: Any)
     report = evaluate(sae, host, tokenizer, text, **choice)
     if choice.get("split") == options.split:
         report.notes.append(f"Measured on the split {options.split!r} that it was trained on: not held-out text.")
-    n_features = options.card_features
+    n_features = options.card_features if isinstance(sae.config.hook_in, str) else 0
+    if n_features < options.card_features:
+        console.say("No example features in the card: they are found for autoencoders that read one place.")
     examples = example_features(sae, host, tokenizer, text, n_features=n_features, **choice) if n_features else None
     return report, examples

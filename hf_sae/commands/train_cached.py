@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from .console import Console, fail, load_host
 from .rehearse import rehearse
-from .train import LAST, build_config, conclude, new_model
+from .train import LAST, build_config, conclude, new_model, places_in
 
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def run_cached(options: Any, args: SAETrainingArguments, console: Console, proce
     whole = CachedStream(options.cache, **chosen)
     options.hook = _hook(options, whole)
     options.layer = None
-    _require_points(options.cache, whole, [options.hook, *filter(None, [options.hook_out])])
+    _require_points(options.cache, whole, [*places_in(options.hook), *places_in(options.hook_out)])
     model_config = build_config(options, None, whole.widths)
     model_config.provenance = None  # the stream says which text it was
     points = registered()[model_config.model_type][1].keys_for(model_config)

@@ -23,7 +23,7 @@ from .core import DEFAULT_CONTEXT, evaluate
 from .passes import gather, inference, why_not_language_model
 from .readings import AS_LOADED, Reading, other_places, readings
 from .samples import open_source
-from .trial import OUTLIER_NORM, Trial, single_points
+from .trial import OUTLIER_NORM, Trial, places_of, single_points
 
 
 TIE = 1.02  # readings this close are equally good: some differ by rounding only
@@ -142,7 +142,7 @@ def check(
     with inference(host, sae):
         acts = gather(source, host, sorted(other_places(sae, host)), n_tokens, progress)
         n_tokens = len(acts[str(sae.config.hook_in)])  # fewer where the text ends
-        Trial(sae, *single_points(sae)).inputs(acts, torch.ones(n_tokens, dtype=torch.bool))  # refuses other widths
+        Trial(sae, *places_of(sae)).inputs(acts, torch.ones(n_tokens, dtype=torch.bool))  # refuses other widths
         acts, outliers = _without_outliers(acts, str(sae.config.hook_in))
         found = list(readings(sae, host, acts[str(sae.config.hook_in)], published is not None))
         # a TopK has at most k latents in every reading: how many of them are positive says little

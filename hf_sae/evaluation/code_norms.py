@@ -21,7 +21,7 @@ from ..models.modeling_sae import SAE
 from .core import DEFAULT_CONTEXT, recorded
 from .passes import first_pass, inference
 from .samples import open_source
-from .trial import Trial, single_points
+from .trial import Trial, places_of
 from .writing import json_safe
 
 
@@ -155,7 +155,7 @@ def code_norms(
     for name, value in (("n_tokens", n_tokens), ("batch_size", batch_size)):
         if value < 1:
             raise ValueError(f"{name}={value} must be at least 1.")
-    trial = _NormTrial(sae, *single_points(sae))
+    trial = _NormTrial(sae, *places_of(sae))
     warn_of_another_host(sae, host, tokenizer)
     source, _ = open_source(
         dataset,

@@ -16,7 +16,7 @@ from .controls import Moments, low_rank, random_dictionary
 from .passes import first_pass, inference, second_pass, why_not_language_model
 from .samples import open_source
 from .summary import describe, notes_on, summarise_trial
-from .trial import Trial, single_points
+from .trial import Trial, places_of
 
 
 DEFAULT_CONTEXT = 128
@@ -43,7 +43,8 @@ def evaluate(
 
     Kept positions (`positions`; by default everything but padding and BOS) are reconstructed and replaced, all others
     pass through; the loss is averaged over every next token that is not padding. The target is the activation at
-    `hook_out`. `sae.feature_stats` is set to the densities, maxima and norms that were seen.
+    `hook_out`. Several places are read in one clean run, encoded once and replaced together by what was stored of that
+    run; `report.places` has the error at each place and what it costs by itself. `sae.feature_stats` is set to the densities, maxima and norms that were seen.
 
     Args:
         sae ([`SAE`] or `dict[str, SAE]`): several share the clean and ablated runs of the host and the tokens.
@@ -76,7 +77,7 @@ def evaluate(
         if value < 1:
             raise ValueError(f"{name}={value} must be at least 1.")
     saes = dict(sae) if isinstance(sae, Mapping) else {"sae": sae}
-    trials = {name: Trial(model, *single_points(model), wants_controls=controls) for name, model in saes.items()}
+    trials = {name: Trial(model, *places_of(model), wants_controls=controls) for name, model in saes.items()}
     identity = fingerprint(host, tokenizer)
     for model in saes.values():
         warn_of_another_host(model, host, tokenizer)
@@ -115,7 +116,9 @@ def _fit_controls(trial: Trial, given: Tensor | tuple[Tensor, Tensor] | None, se
     if given is not None:
         x, y = given if isinstance(given, tuple) else (given, given)
         widths = (trial.sae.config.d_in, trial.sae.config.d_out)
-        if (x.shape[-1], y.shape[-1]) != widths or (trial.hook_in != trial.hook_out and not isinstance(given, tuple)):
+        if (x.shape[-1], y.shape[-1]) != widths or (
+            trial.places_in != trial.places_out and not isinstance(given, tuple)
+        ):
             raise DataError(
                 f"control_sample is {x.shape[-1]} wide ({y.shape[-1]} for the target); the autoencoder maps {widths[0]} to "
                 f"{widths[1]}. Give [tokens, d_in], or a pair (inputs, targets) for a transcoder."

@@ -23,7 +23,7 @@ from .report import Metric
 from .samples import Sample, open_source
 from .significance import benjamini_hochberg, critical_t, two_sided_p
 from .summary import describe, notes_on
-from .trial import single_points
+from .trial import places_of, single_points
 
 
 HOST_KEYS = ("ce_clean", "kl", "fvu", "l0")
@@ -83,8 +83,8 @@ def compare_hosts(
     for name, value in (("n_tokens", n_tokens), ("batch_size", batch_size), ("top", top)):
         if value < 1:
             raise ValueError(f"{name}={value} must be at least 1.")
-    points = single_points(sae)
-    before, after = Run(sae, *points), Run(sae, *points)
+    single_points(sae)
+    before, after = Run(sae, *places_of(sae)), Run(sae, *places_of(sae))
     warn_of_another_host(sae, host, tokenizer)
     data: dict[str, Any] = {
         "context_length": context_length or recorded({"sae": sae}, "context_length", DEFAULT_CONTEXT),

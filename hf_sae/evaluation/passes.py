@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from ..hooks import Call, capture, edit, read
 from ..hosts import unwrap
 from ..hosts.towers import host_device
 from ..metrics import next_token_divergence, next_token_losses
+from .bootstrap import DocumentSums
 from .samples import EvalBatch, Sample, place_positions, trim
 from .trial import Trial
 
@@ -119,26 +120,27 @@ def gather(
 def second_pass(sample: Sample, host: nn.Module, trials: list[Trial], language: bool, progress: bool) -> None:
     """Reconstruct every kept token and, in a language model, replace it and compare the losses.
 
-    The clean, zero-ablated and mean-ablated runs of a batch are shared by the autoencoders of one place.
+    The clean, zero-ablated and mean-ablated runs of a batch are shared by the autoencoders of the same places.
+    Several places are replaced together, by the reconstructions of their clean activations; and each by itself.
     """
     points = points_of(trials)
     with tqdm(total=sample.kept, desc="metrics", unit="tok", disable=not progress) as bar:
         for batch in sample.batches:
             activations, clean = clean_run(host, batch, points, language)
-            ablated: dict[str, dict[str, Tensor]] = {}
+            ablated: dict[tuple[str, ...], dict[str, Tensor]] = {}
             for trial in trials:
                 keep, documents = batch.keep_known, batch.documents_known
                 reconstructions = trial.measure(activations, keep, documents)
                 if clean is not None:
-                    if trial.hook_out not in ablated:
-                        ablated[trial.hook_out] = _ablations(host, batch, trial, clean)
-                    _compare(host, batch, trial, clean, reconstructions, ablated[trial.hook_out])
+                    if (written := tuple(trial.places_out)) not in ablated:
+                        ablated[written] = _ablations(host, batch, trial, clean)
+                    _compare(host, batch, trial, clean, reconstructions, ablated[written])
             bar.update(int(batch.keep_known.sum()))
 
 
 def points_of(trials: list[Trial]) -> list[str]:
     """Every place that one of them reads or writes, once."""
-    return list(dict.fromkeys(point for trial in trials for point in (trial.hook_in, trial.hook_out)))
+    return list(dict.fromkeys(point for trial in trials for point in (*trial.places_in, *trial.places_out)))
 
 
 def clean_run(
@@ -153,24 +155,26 @@ def clean_run(
         return {point: activations[point] for point in points}, logits
 
 
-def _edited_logits(host: nn.Module, batch: EvalBatch, point: str, values: Tensor) -> Tensor:
-    """Logits with the kept positions of a place replaced by `values`, which broadcast to `[batch, length, d]`."""
+def _edited_logits(host: nn.Module, batch: EvalBatch, values: Mapping[str, Tensor]) -> Tensor:
+    """Logits with the kept positions of some places replaced by values that broadcast to `[batch, length, d]`."""
     keep = batch.keep_known.unsqueeze(-1)
 
-    def replace(activations: Tensor, call: Call) -> Tensor:
-        return torch.where(keep.to(activations.device), values.to(activations), activations)
+    def replacing(new: Tensor) -> Callable[[Tensor, Call], Tensor]:
+        return lambda activations, _: torch.where(keep.to(activations.device), new.to(activations), activations)
 
-    with edit(host, point, replace):
+    with ExitStack() as stack:
+        for point, new in values.items():
+            stack.enter_context(edit(host, point, replacing(new)))
         return host(**on_device(host, batch.inputs), use_cache=False).logits
 
 
 def _ablations(host: nn.Module, batch: EvalBatch, trial: Trial, clean: Tensor) -> dict[str, Tensor]:
-    zero, mean = torch.zeros(()), trial.mean
+    zero, mean = dict.fromkeys(trial.places_out, torch.zeros(())), trial.by_place(trial.mean)
     ids = batch.inputs["input_ids"]
     return {
         "ce_clean": next_token_losses(clean, ids),
-        "ce_zero": next_token_losses(_edited_logits(host, batch, trial.hook_out, zero), ids),
-        "ce_mean": next_token_losses(_edited_logits(host, batch, trial.hook_out, mean), ids),
+        "ce_zero": next_token_losses(_edited_logits(host, batch, zero), ids),
+        "ce_mean": next_token_losses(_edited_logits(host, batch, mean), ids),
     }
 
 
@@ -183,18 +187,35 @@ def _compare(
     ablated: dict[str, Tensor],
 ) -> None:
     keep = batch.keep_known
-    predicted, documents = predictions(batch)
     for name, reconstruction in reconstructions.items():
         values = reconstruction.new_zeros(*keep.shape, reconstruction.shape[-1])
         values[keep.to(values.device)] = reconstruction
-        edited = _edited_logits(host, batch, trial.hook_out, values)
-        losses = {
-            **ablated,
-            "ce_sae": next_token_losses(edited, batch.inputs["input_ids"]),
-            "kl": next_token_divergence(clean, edited),
-        }
-        flat = {key: value.cpu()[predicted] for key, value in losses.items()}
-        trial.sums[name].add(documents, {"predictions": torch.ones(len(documents)), **flat})
+        replaced = trial.by_place(values)
+        _add_losses(trial.sums[name], host, batch, clean, replaced, ablated)
+        if name == "sae" and len(replaced) > 1:
+            for place, part in replaced.items():
+                alone = {"ce_clean": ablated["ce_clean"]}
+                _add_losses(trial.place_sums[place], host, batch, clean, {place: part}, alone)
+
+
+def _add_losses(
+    sums: DocumentSums,
+    host: nn.Module,
+    batch: EvalBatch,
+    clean: Tensor,
+    replaced: dict[str, Tensor],
+    known: dict[str, Tensor],
+) -> None:
+    """Runs the host with some places replaced, and adds what that costs to what is known of the batch."""
+    predicted, documents = predictions(batch)
+    edited = _edited_logits(host, batch, replaced)
+    losses = {
+        **known,
+        "ce_sae": next_token_losses(edited, batch.inputs["input_ids"]),
+        "kl": next_token_divergence(clean, edited),
+    }
+    flat = {key: value.cpu()[predicted] for key, value in losses.items()}
+    sums.add(documents, {"predictions": torch.ones(len(documents)), **flat})
 
 
 def predictions(batch: EvalBatch) -> tuple[Tensor, Tensor]:

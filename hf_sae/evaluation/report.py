@@ -40,6 +40,7 @@ MEANINGS = {
     "density": "mean firing share",
 }
 FORMAT = 1
+_TABLES = ("controls", "places")  # metrics by name
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,8 @@ class EvalReport:
         versions (`dict[str, str]`): python, torch, transformers, hf_sae.
         notes (`list[str]`): what a reader has to know about these numbers.
         controls (`dict[str, dict[str, Metric]]`): the same measures of baselines on the same tokens.
+        places (`dict[str, dict[str, Metric]]`): of an autoencoder that writes several places, the error at each and what
+            replacing it alone costs; `metrics` are those of all places together.
         density (`dict`): distribution over latents of the share of tokens on which they fire.
         feature_stats (`dict[str, Tensor]`): `density`, `maximum` `[d_sae]`, `input_norm`, `tokens`; not in [`to_dict`].
     """
@@ -97,6 +100,7 @@ class EvalReport:
     versions: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     controls: dict[str, dict[str, Metric]] = field(default_factory=dict)
+    places: dict[str, dict[str, Metric]] = field(default_factory=dict)
     density: dict[str, Any] = field(default_factory=dict)
     feature_stats: dict[str, Tensor] = field(default_factory=dict)
 
@@ -107,14 +111,15 @@ class EvalReport:
     def to_dict(self) -> dict[str, Any]:
         """Everything but the tensors, as JSON values; a number that is not finite is `None`."""
         plain = {
-            f.name: getattr(self, f.name)
-            for f in fields(self)
-            if f.name not in {"feature_stats", "metrics", "controls"}
+            f.name: getattr(self, f.name) for f in fields(self) if f.name not in {"feature_stats", "metrics", *_TABLES}
         }
         metrics = {key: asdict(metric) for key, metric in self.metrics.items()}
-        controls = {name: {k: asdict(m) for k, m in values.items()} for name, values in self.controls.items()}
+        tables = {
+            table: {name: {k: asdict(m) for k, m in values.items()} for name, values in getattr(self, table).items()}
+            for table in _TABLES
+        }
         interval = {"level": LEVEL, "method": "percentile bootstrap over documents", "resamples": RESAMPLES}
-        return json_safe({"format": FORMAT, "metrics": metrics, "interval": interval, **plain, "controls": controls})
+        return json_safe({"format": FORMAT, "metrics": metrics, "interval": interval, **plain, **tables})
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> EvalReport:
@@ -125,11 +130,14 @@ class EvalReport:
         """
         if data.get("format") != FORMAT:
             raise DataError(f"not an evaluation report of format {FORMAT}: its 'format' is {data.get('format')!r}.")
-        known = {f.name for f in fields(cls)} - {"metrics", "controls", "feature_stats"}
+        known = {f.name for f in fields(cls)} - {"metrics", "feature_stats", *_TABLES}
         try:
             metrics = {key: Metric(**value) for key, value in data["metrics"].items()}
-            controls = {n: {k: Metric(**m) for k, m in c.items()} for n, c in data.get("controls", {}).items()}
-            return cls(metrics=metrics, controls=controls, **{key: data[key] for key in known if key in data})
+            tables: dict[str, Any] = {
+                table: {n: {k: Metric(**m) for k, m in c.items()} for n, c in data.get(table, {}).items()}
+                for table in _TABLES
+            }
+            return cls(metrics=metrics, **tables, **{key: data[key] for key in known if key in data})
         except (KeyError, TypeError, AttributeError) as error:
             raise DataError(f"an evaluation report with missing or misshapen parts: {error}.") from error
 
@@ -144,18 +152,11 @@ class EvalReport:
             metric = self.metrics.get(key, Metric(None))
             rows.append((key, number(metric.value), _interval(metric), MEANINGS[key]))
         lines = aligned(rows, "<>><")
-        if self.controls:
-            keys = [key for key in METRIC_KEYS if any(key in values for values in self.controls.values())]
-            head = ("same tokens", "sae", *self.controls)
-            body = [
-                (
-                    key,
-                    number(self[key]),
-                    *(number(values.get(key, Metric(None)).value) for values in self.controls.values()),
-                )
-                for key in keys
-            ]
-            lines += ["", *aligned([head, *body], "<" + ">" * (len(head) - 1))]
+        for title, table in (
+            ("same tokens", {"sae": self.metrics, **self.controls} if self.controls else {}),
+            ("each place", self.places),
+        ):
+            lines += _beside(title, table)
         tokens = f"{self.n_tokens:,} tokens, {self.n_documents:,} documents, seed {self.seed}"
         notes = [line for note in self.notes for line in textwrap.wrap(note, WIDTH)]
         return "\n".join([tokens, "", *lines, *([""] if notes else []), *notes])
@@ -210,6 +211,19 @@ class EvalReport:
         )
         notes = "".join(f"<li>{escape(note)}</li>" for note in self.notes)
         return f"<table><caption>{title}</caption><tr>{head}</tr>{''.join(rows)}</table><ul>{notes}</ul>"
+
+
+def _beside(title: str, table: Mapping[str, Mapping[str, Metric]]) -> list[str]:
+    """Metrics of several things beside each other, those that all but the first have; nothing for an empty table."""
+    if not table:
+        return []
+    rest = list(table.values())[-1]
+    body = [
+        (key, *(number(values.get(key, Metric(None)).value) for values in table.values()))
+        for key in METRIC_KEYS
+        if key in rest
+    ]
+    return ["", *aligned([(title, *table), *body], "<" + ">" * len(table))]
 
 
 def _interval(metric: Metric) -> str:

@@ -9,13 +9,14 @@ from torch import Tensor, nn
 
 from ..metrics import METRIC_KEYS, dead_fraction, summarise
 from ..versions import versions
-from .bootstrap import intervals
+from .bootstrap import DocumentSums, intervals
 from .report import EvalReport, Metric
 from .samples import Sample, public_name
 from .trial import Trial
 
 
 FEW_DOCUMENTS = 20
+PLACE_KEYS = ("fvu", "ce_sae", "kl", "delta_ce")
 CONTROL_KEYS = ("l0", "fvu", "ce_recovered", "delta_ce")
 _QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 _SMALLEST_DECADE = -6
@@ -29,7 +30,7 @@ def summarise_trial(trial: Trial, sample: Sample, host: dict[str, Any], notes: l
     d_sae, l0 = trial.sae.config.d_sae, values["l0"]
     values["dead_fraction"] = Metric(dead_fraction(stats["density"]))
     values["density"] = Metric(*(None if part is None else part / d_sae for part in (l0.value, l0.low, l0.high)))
-    places = {"hook_in": trial.hook_in, "hook_out": trial.hook_out, "d_sae": d_sae}
+    places = {"hook_in": _plain(trial.places_in), "hook_out": _plain(trial.places_out), "d_sae": d_sae}
     baselines = {name: _metrics(sums.table(), seed) for name, sums in trial.sums.items() if name != "sae"}
     counts = {"seen": sample.seen, "masked": sample.seen - sample.kept, "norm_outliers": trial.norm_outliers()}
     return EvalReport(
@@ -49,6 +50,7 @@ def summarise_trial(trial: Trial, sample: Sample, host: dict[str, Any], notes: l
         controls={
             name: {key: metrics[key] for key in CONTROL_KEYS if key in metrics} for name, metrics in baselines.items()
         },
+        places={place: _at(sums, seed) for place, sums in trial.place_sums.items()},
         density=_density_summary(stats["density"]),
         feature_stats=stats,
     )
@@ -84,6 +86,16 @@ def describe(model: nn.Module) -> dict[str, Any]:
         "device": weight.device.type,
         "attention": getattr(config, "_attn_implementation", None),
     }
+
+
+def _plain(places: list[str]) -> str | list[str]:
+    return places[0] if len(places) == 1 else places
+
+
+def _at(sums: DocumentSums, seed: int) -> dict[str, Metric]:
+    """What is measured at one place of several."""
+    found = _metrics(sums.table(), seed)
+    return {key: found[key] for key in PLACE_KEYS if key in found}
 
 
 def _name(positions: Any) -> str:

@@ -21,32 +21,47 @@ _LATENT_ELEMENTS = 1 << 27
 OUTLIER_NORM = 10.0
 
 
+def places_of(sae: SAE) -> tuple[list[str], list[str]]:
+    """The places that an SAE or transcoder reads, and those that it writes.
+
+    Raises:
+        HookPointError: if the config has no hook point.
+    """
+    if sae.config.hook_in is None:
+        raise HookPointError(
+            "hook_in=None: evaluation needs one place to read or several. Set sae.config.hook_in, such as 'resid_post.8'."
+        )
+    return sae.config.places_in, sae.config.places_out
+
+
 def single_points(sae: SAE) -> tuple[str, str]:
-    """`(hook_in, hook_out)` of an SAE or transcoder.
+    """`(hook_in, hook_out)` of an SAE or transcoder of one place.
 
     Raises:
         HookPointError: if the config has no hook point, or several.
     """
-    hook_in, hook_out = sae.config.hook_in, sae.config.hook_out or sae.config.hook_in
-    if not isinstance(hook_in, str) or not isinstance(hook_out, str):
+    places_in, places_out = places_of(sae)
+    if len(places_in) > 1 or len(places_out) > 1:
         raise HookPointError(
-            f"hook_in={hook_in!r}, hook_out={hook_out!r}: evaluation needs one place to read and one to write. "
-            "Set sae.config.hook_in to a place such as 'resid_post.8'."
+            f"hook_in={sae.config.hook_in!r}, hook_out={sae.config.hook_out!r}: this needs one place to read and one to "
+            "write. `evaluate` measures autoencoders of several places."
         )
-    return hook_in, hook_out
+    return places_in[0], places_out[0]
 
 
 @dataclass
 class Trial:
     """An autoencoder, its places, and the sums of the two passes over the tokens.
 
+    Of several places the activations stand side by side; `place_sums` then has what is found at each place that is written.
+
     The first pass ([`survey`]) finds the mean of the targets, which centring and mean ablation need exactly; the second
     ([`measure`]) everything else.
     """
 
     sae: SAE
-    hook_in: str
-    hook_out: str
+    places_in: list[str]
+    places_out: list[str]
     wants_controls: bool = False
     moments: Moments = field(default_factory=Moments)
     tokens: int = 0
@@ -55,6 +70,8 @@ class Trial:
     l0_total: int = 0
     controls: dict[str, Reconstructor] = field(default_factory=dict)
     sums: dict[str, DocumentSums] = field(default_factory=lambda: {"sae": DocumentSums()})
+    place_sums: dict[str, DocumentSums] = field(default_factory=dict)
+    widths: dict[str, int] = field(default_factory=dict)
     extremes: tuple[Tensor, Tensor] | None = None
     firing: Tensor | None = None
     norms: list[Tensor] = field(default_factory=list)
@@ -71,22 +88,35 @@ class Trial:
             HookPointError: if a width is not the config's.
             DataError: if an activation is not finite.
         """
-        config = self.sae.config
+        x = self._side_by_side(activations, keep, self.places_in, "d_in")
+        y = x
+        if self.places_out != self.places_in:
+            y = self._side_by_side(activations, keep, self.places_out, "d_out")
+        self.widths = {place: activations[place].shape[-1] for place in self.places_out}
+        return x, self.sae.comparable(y)
+
+    def _side_by_side(self, activations: Mapping[str, Tensor], keep: Tensor, places: list[str], name: str) -> Tensor:
+        """`[tokens, width]`: the kept activations of some places."""
+        width, found = getattr(self.sae.config, name), sum(activations[place].shape[-1] for place in places)
+        if found != width:
+            raise HookPointError(
+                f"{', '.join(map(repr, places))} {'is' if len(places) == 1 else 'are together'} {found} wide in this host, "
+                f"but the autoencoder has {name}={width}: it was trained on another host or place."
+            )
         parts = []
-        for point, width, name in ((self.hook_in, config.d_in, "d_in"), (self.hook_out, config.d_out, "d_out")):
-            values = activations[point]
-            if values.shape[-1] != width:
-                raise HookPointError(
-                    f"{point!r} is {values.shape[-1]} wide in this host, but the autoencoder has {name}={width}: "
-                    "it was trained on another host or place."
-                )
+        for place in places:
+            values = activations[place]
             kept = values[keep.to(values.device)]
             if not kept.isfinite().all():
                 raise DataError(
-                    f"activations at {point!r} hold NaN or infinite values: run the host in bfloat16 or float32."
+                    f"activations at {place!r} hold NaN or infinite values: run the host in bfloat16 or float32."
                 )
-            parts.append(kept)
-        return parts[0], self.sae.comparable(parts[1])
+            parts.append(kept if not parts else kept.to(parts[0]))
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+
+    def by_place(self, values: Tensor) -> dict[str, Tensor]:
+        """What stands side by side, `[..., d_out]`, by the place that is written; views."""
+        return dict(zip(self.places_out, values.split([self.widths[p] for p in self.places_out], dim=-1), strict=True))
 
     def survey(self, activations: Mapping[str, Tensor], keep: Tensor) -> None:
         """First pass over one batch: the mean of the targets, and what the controls are fitted to."""
@@ -98,7 +128,11 @@ class Trial:
         self.moments.add(x, y)
         for part in x.split(self._rows()):
             self.l0_total += int(self.sae.encode_sparse(part.to(self.sae.device)).counts().sum())
-        units = y if self.sae.config.is_transcoder else self.sae.normalize(y.to(self.sae.device))[0]
+        units = (
+            self.sae.in_loss_units(y)
+            if self.sae.config.is_transcoder
+            else self.sae.normalize(y.to(self.sae.device))[0]
+        )
         self.bias_total = self.bias_total + wide(units).sum(0)
 
     def measure(self, activations: Mapping[str, Tensor], keep: Tensor, documents: Tensor) -> dict[str, Tensor]:
@@ -122,7 +156,15 @@ class Trial:
             statistics = reconstruction_statistics(out[name], y, self.mean)
             statistics["l0"] = torch.cat([counts for _, counts in results])
             self.sums[name].add(documents[keep], statistics)
+        if len(self.places_out) > 1:
+            self._measure_places(out["sae"], y, documents[keep])
         return out
+
+    def _measure_places(self, reconstruction: Tensor, target: Tensor, documents: Tensor) -> None:
+        parts = zip(*(self.by_place(values).items() for values in (reconstruction, target, self.mean)), strict=True)
+        for (place, estimate), (_, truth), (_, mean) in parts:
+            sums = self.place_sums.setdefault(place, DocumentSums())
+            sums.add(documents, reconstruction_statistics(estimate, truth, mean))
 
     def reconstruct(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Reconstructions `[tokens, d_out]` and L0 `[tokens]` of `x` `[tokens, d_in]`; records which latents fire."""

@@ -77,9 +77,16 @@ def hub_dataset(sae: SAE) -> str | None:
 
 def in_words(point: str | list[str] | None) -> str:
     """A hook point as a person would say it."""
-    if not isinstance(point, str):
-        return "an unnamed place" if point is None else ", ".join(point)
-    return meaning_of_place(point)
+    if isinstance(point, list):
+        return ""
+    return "an unnamed place" if point is None else meaning_of_place(point)
+
+
+def places(point: str | list[str] | None) -> str:
+    """One place or several, as code, with what a single one means."""
+    names = [f"`{name}`" for name in (point if isinstance(point, list) else [point])]
+    listed = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+    return listed + (f" ({words})" if (words := in_words(point)) else "")
 
 
 def summary(sae: SAE, escape: Callable[[str], str]) -> str:
@@ -91,11 +98,10 @@ def summary(sae: SAE, escape: Callable[[str], str]) -> str:
     active = [text.format(f"{v:g}") for key, text in sparsity.items() if (v := getattr(config, key, None))]
     host = config.base_model and (hub_id(config.base_model, config.base_revision) or Path(config.base_model).name)
     host = {None: "its host", DEFAULT_HOST: OWN_HOST}.get(host, f"`{host}`")
-    place = f"`{config.hook_in}`" + (f" ({words})" if (words := in_words(config.hook_in)) else "")
+    place = places(config.hook_in)
     verb = "that reconstructs"
     if config.is_transcoder:
-        target = f"`{config.hook_out}`" + (f" ({words})" if (words := in_words(config.hook_out)) else "")
-        verb, place = "that reads", f"{place} and predicts {target}"
+        verb, place = "that reads", f"{place} and predicts {places(config.hook_out)}"
     latents = f"{config.d_sae:,} latents" + (f", {active[0]}," if active else "")
     article = "An" if type(sae).__name__[0] in "AEIO" else "A"
     return f"{article} {type(sae).__name__.removesuffix('SAE')} {kind} with {latents} {verb} {place} of {host}."
@@ -124,8 +130,10 @@ def quickstart(sae: SAE, place: str, subfolder: str | None = None) -> str:
     inside = f", subfolder={json.dumps(subfolder)}" if subfolder else ""
     load = f"sae = AutoSAE.from_pretrained({json.dumps(place)}{inside})"
     name = hub_id(config.base_model, config.base_revision)
-    if config.base_model != DEFAULT_HOST and name is None:
-        encode = f"code = sae.encode_sparse(torch.zeros(1, {config.d_in}))  # activations at {config.hook_in}"
+    if (config.base_model != DEFAULT_HOST and name is None) or isinstance(config.hook_in, list):
+        encode = (
+            f"code = sae.encode_sparse(torch.zeros(1, {config.d_in}))  # activations at {' | '.join(config.places_in)}"
+        )
         return "\n".join(["import torch", "", "from hf_sae import AutoSAE", "", "", load, encode])
     look = 'print(top_features(sae, host, tokenizer, "import os"))'
     if config.base_model == DEFAULT_HOST:
@@ -144,12 +152,12 @@ def conventions(sae: SAE, report: EvalReport | None) -> list[str]:
     lines = (
         [f"A PEFT adapter on the encoder of {code(Path(base).name if Path(base).exists() else base)}."] if base else []
     )
-    lines += [f"Reads `{config.hook_in}`, width {config.d_in:,}."]
+    lines += [f"Reads {_side_by_side(config.places_in)}, width {config.d_in:,}."]
     if config.is_transcoder:
-        lines.append(f"Writes `{config.hook_out}`, width {config.d_out:,}.")
+        lines.append(f"Writes {_side_by_side(config.places_out)}, width {config.d_out:,}.")
     norm = {
         "none": "Activations are read as they are.",
-        "scalar": f"Activations are multiplied by {config.input_scale:.6g} before encoding.",
+        "scalar": f"Activations are multiplied by {_scales(config)} before encoding.",
         "center": "Each token's mean is subtracted before encoding.",
         "layer_norm": "Each token's activations are standardised before encoding.",
         "unit_ln": "Each token's activations are standardised before encoding, as by a LayerNorm without gain and bias.",
@@ -167,6 +175,16 @@ def conventions(sae: SAE, report: EvalReport | None) -> list[str]:
     if length:
         lines.append(f"Context length {length} tokens.")
     return lines
+
+
+def _side_by_side(points: list[str]) -> str:
+    listed = ", ".join(f"`{point}`" for point in points)
+    return listed if len(points) == 1 else f"{listed} side by side"
+
+
+def _scales(config: Any) -> str:
+    several = getattr(config, "input_scales", None)
+    return ", ".join(f"{s:.6g}" for s in several) + " (place by place)" if several else f"{config.input_scale:.6g}"
 
 
 def origin(sae: SAE, escape: Callable[[str], str]) -> list[str]:

@@ -65,9 +65,9 @@ def overview(places: Sequence[str], index: Mapping[str, Mapping[str, Any]]) -> s
     for place in places:
         entry = index[place]
         figures = entry.get("metrics") or {}
-        where = str(entry.get("hook_in") or "")
+        where = _listed(entry.get("hook_in"))
         if entry.get("hook_out") not in (None, entry.get("hook_in")):
-            where += f" → {entry['hook_out']}"
+            where += f" → {_listed(entry['hook_out'])}"
         sizes = [entry.get("d_sae"), entry.get("k") or entry.get("target_l0")]
         sizes += map(figures.get, ("l0", "fvu", "delta_ce"))
         numbers = [facts.number(value) if isinstance(value, int | float) else "" for value in sizes]
@@ -76,3 +76,7 @@ def overview(places: Sequence[str], index: Mapping[str, Mapping[str, Any]]) -> s
         )
     used = [i for i in range(len(rows[0])) if i == 0 or any(row[i] for row in rows[1:])]
     return table([[row[i] for i in used] for row in rows], [i > 2 for i in used])
+
+
+def _listed(places: Any) -> str:
+    return ", ".join(map(str, places)) if isinstance(places, list) else str(places or "")

@@ -6,21 +6,22 @@ from .errors import CheckpointError, ConfigError
 from .modeling_abs_topk import AbsTopKConfig, AbsTopKSAE
 from .modeling_batch_topk import BatchTopKConfig, BatchTopKSAE
 from .modeling_bilinear import BilinearConfig, BilinearSAE
+from .modeling_cross_layer import CrossLayerConfig, CrossLayerSAE
+from .modeling_crosscoder import CrosscoderConfig, CrosscoderSAE
 from .modeling_feature_choice import FeatureChoiceConfig, FeatureChoiceSAE
 from .modeling_gated import GatedConfig, GatedSAE
 from .modeling_gba import GBASAE, GBAConfig
 from .modeling_gradient import GradientConfig, GradientSAE
 from .modeling_hierarchical_topk import HierarchicalTopKConfig, HierarchicalTopKSAE
+from .modeling_ista import ISTASAE, ISTAConfig
 from .modeling_jumprelu import JumpReLUConfig, JumpReLUSAE
 from .modeling_k_sparse import KSparseConfig, KSparseSAE
 from .modeling_kron import KronConfig, KronSAE
+from .modeling_lista import LISTASAE, LISTAConfig
+from .modeling_matching_pursuit import MatchingPursuitConfig, MatchingPursuitSAE
 from .modeling_matryoshka import MatryoshkaConfig, MatryoshkaSAE
 from .modeling_multi_topk import MultiTopKConfig, MultiTopKSAE
 from .modeling_p_anneal import PAnnealConfig, PAnnealSAE
-from .modeling_ista import ISTASAE, ISTAConfig
-from .modeling_jumprelu import JumpReLUConfig, JumpReLUSAE
-from .modeling_lista import LISTASAE, LISTAConfig
-from .modeling_matching_pursuit import MatchingPursuitConfig, MatchingPursuitSAE
 from .modeling_sae import SAE, Decoder
 from .modeling_standard import StandardConfig, StandardSAE
 from .modeling_top_afa import TopAFAConfig, TopAFASAE
@@ -31,32 +32,35 @@ from .pursuit import GradientPursuit, MatchingPursuit, OrthogonalMatchingPursuit
 from .sparse_code import SparseCode
 
 
-AutoSAE.register(StandardConfig, StandardSAE)
-AutoSAE.register(TopKConfig, TopKSAE)
-AutoSAE.register(JumpReLUConfig, JumpReLUSAE)
-AutoSAE.register(BatchTopKConfig, BatchTopKSAE)
-AutoSAE.register(MatryoshkaConfig, MatryoshkaSAE)
-AutoSAE.register(FeatureChoiceConfig, FeatureChoiceSAE)
-AutoSAE.register(AbsTopKConfig, AbsTopKSAE)
-AutoSAE.register(KSparseConfig, KSparseSAE)
-AutoSAE.register(MultiTopKConfig, MultiTopKSAE)
-AutoSAE.register(HierarchicalTopKConfig, HierarchicalTopKSAE)
-AutoSAE.register(TopAFAConfig, TopAFASAE)
-AutoSAE.register(GradientConfig, GradientSAE)
-AutoSAE.register(KronConfig, KronSAE)
-AutoSAE.register(BilinearConfig, BilinearSAE)
-AutoSAE.register(VariationalConfig, VariationalSAE)
-AutoSAE.register(GatedConfig, GatedSAE)
-AutoSAE.register(PAnnealConfig, PAnnealSAE)
-AutoSAE.register(GBAConfig, GBASAE)
+for _config, _model in (
+    (AbsTopKConfig, AbsTopKSAE),
+    (BatchTopKConfig, BatchTopKSAE),
+    (BilinearConfig, BilinearSAE),
+    (CrossLayerConfig, CrossLayerSAE),
+    (CrosscoderConfig, CrosscoderSAE),
+    (FeatureChoiceConfig, FeatureChoiceSAE),
+    (GatedConfig, GatedSAE),
+    (GBAConfig, GBASAE),
+    (GradientConfig, GradientSAE),
+    (HierarchicalTopKConfig, HierarchicalTopKSAE),
+    (ISTAConfig, ISTASAE),
+    (JumpReLUConfig, JumpReLUSAE),
+    (KSparseConfig, KSparseSAE),
+    (KronConfig, KronSAE),
+    (LISTAConfig, LISTASAE),
+    (MatchingPursuitConfig, MatchingPursuitSAE),
+    (MatryoshkaConfig, MatryoshkaSAE),
+    (MultiTopKConfig, MultiTopKSAE),
+    (PAnnealConfig, PAnnealSAE),
+    (StandardConfig, StandardSAE),
+    (TopAFAConfig, TopAFASAE),
+    (TopKConfig, TopKSAE),
+    (VariationalConfig, VariationalSAE),
+):
+    AutoSAE.register(_config, _model)
 
 __all__ = [
     "GBASAE",
-AutoSAE.register(MatchingPursuitConfig, MatchingPursuitSAE)
-AutoSAE.register(ISTAConfig, ISTASAE)
-AutoSAE.register(LISTAConfig, LISTASAE)
-
-__all__ = [
     "ISTASAE",
     "LISTASAE",
     "SAE",
@@ -70,6 +74,10 @@ __all__ = [
     "BilinearSAE",
     "CheckpointError",
     "ConfigError",
+    "CrossLayerConfig",
+    "CrossLayerSAE",
+    "CrosscoderConfig",
+    "CrosscoderSAE",
     "Decoder",
     "FeatureChoiceConfig",
     "FeatureChoiceSAE",
@@ -77,30 +85,28 @@ __all__ = [
     "GatedConfig",
     "GatedSAE",
     "GradientConfig",
+    "GradientPursuit",
     "GradientSAE",
     "HierarchicalTopKConfig",
     "HierarchicalTopKSAE",
+    "ISTAConfig",
     "JumpReLUConfig",
     "JumpReLUSAE",
     "KSparseConfig",
     "KSparseSAE",
     "KronConfig",
     "KronSAE",
-    "MatryoshkaConfig",
-    "MatryoshkaSAE",
-    "MultiTopKConfig",
-    "MultiTopKSAE",
-    "PAnnealConfig",
-    "PAnnealSAE",
-    "GradientPursuit",
-    "ISTAConfig",
-    "JumpReLUConfig",
-    "JumpReLUSAE",
     "LISTAConfig",
     "MatchingPursuit",
     "MatchingPursuitConfig",
     "MatchingPursuitSAE",
+    "MatryoshkaConfig",
+    "MatryoshkaSAE",
+    "MultiTopKConfig",
+    "MultiTopKSAE",
     "OrthogonalMatchingPursuit",
+    "PAnnealConfig",
+    "PAnnealSAE",
     "SAEConfig",
     "SAEOutput",
     "Solver",

@@ -20,21 +20,26 @@ class Decoder(nn.Module):
         self.dictionary = WholeDictionary()
         self.learns_at_zero = False  # whether a latent that is zero has a gradient all the same
 
+    def rows(self) -> Tensor:
+        """`weight` as products read it; where a decoder has entries that do not exist, they have no gradient."""
+        return self.weight
+
     def forward(self, latents: Tensor | SparseCode | None = None) -> Tensor:
         """`[..., d_out]`; the bias alone where no latents are given (so that offloading hooks see that read too)."""
         if latents is None:
             return self.bias
+        weight = self.rows()
         if not isinstance(latents, SparseCode):
-            latents = latents.to(self.weight.dtype)
-            if torch.is_grad_enabled() and self.weight.requires_grad:
-                rows = decode_mostly_zero(latents.reshape(-1, latents.shape[-1]), self.weight, self.learns_at_zero)
+            latents = latents.to(weight.dtype)
+            if torch.is_grad_enabled() and weight.requires_grad:
+                rows = decode_mostly_zero(latents.reshape(-1, latents.shape[-1]), weight, self.learns_at_zero)
                 return self.dictionary.sum(rows).view(*latents.shape[:-1], -1) + self.bias
-            return self.dictionary.sum(latents @ self.weight) + self.bias
+            return self.dictionary.sum(latents @ weight) + self.bias
         if latents.offsets is None:
             k = latents.values.shape[-1]
             values, indices = latents.values.reshape(-1, k), latents.indices.reshape(-1, k)
-            out = sparse_decode(values, indices, self.weight, latents.transposed)
+            out = sparse_decode(values, indices, weight, latents.transposed)
         else:
             places = latents.indices, latents.offsets
-            out = decode_entries(latents.values, *places, self.weight, latents.transposed)
+            out = decode_entries(latents.values, *places, weight, latents.transposed)
         return self.dictionary.sum(out).view(*latents.shape, -1) + self.bias

@@ -32,6 +32,7 @@ from .errors import ConfigError
 from .modeling_sae import SAE, Norm
 from .modeling_topk import auxk, largest, select_top_k, shorten_encoder_rows
 from .outputs import Pass, SAEOutput, TrainingState, total_variance
+from .pursuit import Solver
 from .sparse_code import SparseCode
 
 
@@ -95,8 +96,13 @@ class GradientSAE(SAE):
         latents, _ = self.latents_of(*self.normalize(hidden_states), gradient=gradient)
         return latents.to_dense() if isinstance(latents, SparseCode) else latents
 
-    def encode_sparse(self, hidden_states: Tensor, gradient: Tensor | None = None) -> SparseCode:
-        """The non-zero latents of activations `[..., d_in]`, chosen with the gradients `[..., d_out]` if there are any."""
+    def encode_sparse(
+        self, hidden_states: Tensor, solver: Solver | None = None, gradient: Tensor | None = None
+    ) -> SparseCode:
+        """The non-zero latents of activations `[..., d_in]`, chosen with the gradients `[..., d_out]` if there are any, or by a
+        solver."""
+        if solver is not None:
+            return super().encode_sparse(hidden_states, solver)
         x, norm = self.normalize(hidden_states)
         latents, _ = self.latents_of(x, norm, gradient=gradient)
         return latents if isinstance(latents, SparseCode) else SparseCode.from_dense(latents, norm)

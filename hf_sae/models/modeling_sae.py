@@ -8,7 +8,6 @@
 * `__init__` only declares shapes: transformers builds models on the meta device and calls `_init_weights` last.
 """
 
-import math
 from typing import Any, ClassVar
 
 import torch
@@ -175,8 +174,8 @@ class SAE(Saving, Normalising, Weights, PreTrainedModel):
             else:
                 output.reconstruction = self._reconstruct(x, latents, norm)
                 error = target - output.reconstruction
-                squares = error.square().sum(-1)
-            state = state or TrainingState(normaliser=total_variance(target))
+                squares = self.in_loss_units(error).square().sum(-1)
+            state = state or TrainingState(normaliser=total_variance(self.in_loss_units(target)))
             unexplained = squares.mean() / state.normaliser
             output.fvu = unexplained.detach()
             output.losses = {"reconstruction": self.reconstruction_weight * unexplained}
@@ -243,7 +242,7 @@ class SAE(Saving, Normalising, Weights, PreTrainedModel):
 
         All that the training of an adapter needs: its base is fitted already.
         """
-        state.normaliser = total_variance(self.comparable(target))
+        state.normaliser = total_variance(self.in_loss_units(self.comparable(target)))
 
     @torch.no_grad()
     def initialize_from(self, x: Tensor, target: Tensor, state: TrainingState) -> None:
@@ -253,7 +252,7 @@ class SAE(Saving, Normalising, Weights, PreTrainedModel):
         at the mean of the targets, so that the dictionary need not learn it.
         """
         if self.config.input_norm == "scalar":
-            self.config.input_scale = math.sqrt(self.config.d_in / total_variance(x))
+            self.fit_scale(x)
         self.measure(x, target, state)
         target = self.comparable(target)
         normalised, _ = self.normalize(target) if not self.config.is_transcoder else (target, None)

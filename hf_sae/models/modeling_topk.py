@@ -200,11 +200,11 @@ def auxk(sae: SAE, result: Pass, by_magnitude: bool = False, candidates: Tensor 
     latents = torch.zeros_like(pre).scatter(-1, chosen, values)
     left_over = result.error.detach().reshape(-1, result.error.shape[-1])
     norm = None if result.norm is None else (result.norm[0].reshape(-1, 1), result.norm[1].reshape(-1, 1))
-    partial = latents @ select_rows(sae.decoder.weight, index)
+    partial = latents @ select_rows(sae.decoder.rows(), index)
     error = left_over - sae.to_output_units(sae.dictionary.sum(partial), norm)
     # few dead latents must not each be pulled as hard as many would be
     scale = sae.config.aux_coefficient * (k_aux / wanted) / result.state.normaliser
-    return {"auxk": scale * error.square().sum(-1).mean()}
+    return {"auxk": scale * sae.in_loss_units(error).square().sum(-1).mean()}
 
 
 def _pre_activations_of(sae: SAE, x: Tensor, index: Tensor) -> Tensor:

@@ -1,9 +1,12 @@
 """The units of a model: how an input is normalised for the encoder, and how what the decoder gives is put back."""
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from .outputs import total_variance
 
 
 Norm = tuple[Tensor, Tensor]
@@ -45,6 +48,14 @@ class Normalising:
                 f"input_norm={self.config.input_norm!r} needs norm=(mean, std) of each token: pass SparseCode.norm."
             )
         return delta * norm[1]
+
+    def in_loss_units(self, error: Tensor) -> Tensor:
+        """Errors or targets `[..., d_out]` in the units in which the loss counts them: those of the hook point."""
+        return error
+
+    def fit_scale(self, x: Tensor) -> None:
+        """Sets the scale of `input_norm="scalar"` from a sample `[tokens, d_in]`: mean variance 1 per dimension."""
+        self.config.input_scale = math.sqrt(self.config.d_in / total_variance(x))
 
     def comparable(self, target: Tensor) -> Tensor:
         """The part of a target `[..., d_out]` that is reconstructed: all of it, or without its mean (`center_target`)."""

@@ -12,7 +12,7 @@ from ..activations import ActivationStream
 from ..errors import HookPointError
 from ..hosts import width_of
 from ..hosts.loading import load_host
-from ..models import SAE, AutoSAE, SAEConfig, TopKConfig, registered
+from ..models import SAE, AutoSAE, CrosscoderConfig, CrossLayerConfig, SAEConfig, TopKConfig, registered
 from .arguments import SAETrainingArguments
 from .trainer import SAETrainer
 
@@ -29,8 +29,8 @@ def train_sae(
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
     layer: int | None = None,
-    hook_in: str | None = None,
-    hook_out: str | None = None,
+    hook_in: str | list[str] | None = None,
+    hook_out: str | list[str] | None = None,
     expansion: int = 16,
     k: int = 32,
     config: SAEConfig | None = None,
@@ -40,13 +40,14 @@ def train_sae(
     seed: int = 0,
     **stream_options: Any,
 ) -> SAE:
-    """Trains a TopK SAE on a host's activations, saves it and returns it in `eval()` mode.
+    """Trains a TopK SAE (or crosscoder, or transcoder) on a host's activations, saves it and returns it in `eval()` mode.
 
     Args:
         host (`str` or model): Hub id, folder or a loaded model (then give its `tokenizer`).
         dataset: Hub id, folder, file, `datasets` object or list of texts.
         layer (`int`, *optional*): short for `hook_in=f"resid_post.{layer}"`.
-        hook_in, hook_out (`str`, *optional*): places to read and write; two places make a transcoder.
+        hook_in, hook_out (`str` or `list`, *optional*): places to read and write; an output makes a transcoder. Of several
+            places without a `config`, a [`CrosscoderConfig`] is made, and with `hook_out` a [`CrossLayerConfig`].
         expansion (`int`): latents per input dimension.
         k (`int`): latents per token.
         config ([`SAEConfig`], *optional*): another architecture or any other field; its places and widths are filled in
@@ -68,7 +69,7 @@ def train_sae(
     config = _complete(
         config, host, hook_in or (None if layer is None else f"resid_post.{layer}"), hook_out, expansion, k
     )
-    name = f"{host.config._name_or_path}-{config.hook_in}"
+    name = "-".join([host.config._name_or_path, *config.places_in])
     folder = output_dir or f"sae-{re.sub(r'[^A-Za-z0-9.]+', '-', name).strip('-')}"
     args = args or SAETrainingArguments(output_dir=folder, total_tokens=total_tokens, seed=seed)
     stream = open_stream(host, tokenizer, dataset, config, args, **stream_options)
@@ -101,17 +102,40 @@ def open_stream(
 
 
 def _complete(
-    config: SAEConfig | None, host: PreTrainedModel, hook_in: str | None, hook_out: str | None, expansion: int, k: int
+    config: SAEConfig | None,
+    host: PreTrainedModel,
+    hook_in: str | list[str] | None,
+    hook_out: str | list[str] | None,
+    expansion: int,
+    k: int,
 ) -> SAEConfig:
     """A config whose places and widths are those of the host."""
-    place = hook_in or (None if config is None or config.hook_in is None else str(config.hook_in))
+    place = hook_in or (None if config is None else config.hook_in)
     if place is None:
         raise HookPointError(
             "train_sae needs a place: layer=8, or hook_in='mlp_in.8' (with hook_out= for a transcoder)."
         )
-    width = width_of(host, place)
-    config = config or TopKConfig(d_in=width, d_sae=width * expansion, k=k, input_norm="scalar")
-    target = hook_out or config.hook_out
-    changes: dict[str, Any] = {"hook_in": place, "hook_out": target, "d_in": width}
-    changes["d_out"] = width_of(host, str(target or place))
-    return type(config)(**config.to_dict() | changes)
+    target = hook_out or (None if config is None else config.hook_out)
+    widths_in, widths_out = (
+        [width_of(host, point) for point in _listed(points)] for points in (place, target or place)
+    )
+    changes: dict[str, Any] = {"hook_in": place, "hook_out": target, "d_in": sum(widths_in), "d_out": sum(widths_out)}
+    if config is None:
+        config_class: type[SAEConfig] = _architecture(place, target)
+        fields: dict[str, Any] = {"d_sae": sum(widths_in) * expansion, "k": k, "input_norm": "scalar"}
+    else:
+        config_class, fields = type(config), config.to_dict()
+    if config_class is CrosscoderConfig and len(set(widths_in)) > 1:
+        changes["widths"] = widths_in
+    return config_class(**fields | changes)
+
+
+def _architecture(hook_in: str | list[str], hook_out: str | list[str] | None) -> type[SAEConfig]:
+    """TopK, of one place or of several."""
+    if len(_listed(hook_in)) == len(_listed(hook_out or hook_in)) == 1:
+        return TopKConfig
+    return CrosscoderConfig if hook_out is None else CrossLayerConfig
+
+
+def _listed(points: str | list[str]) -> list[str]:
+    return [points] if isinstance(points, str) else points

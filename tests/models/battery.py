@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,30 @@ KINDS = {
     "transcoder": {"hook_in": "mlp_in.1", "hook_out": "mlp_out.1", "d_out": D_OUT},
     "skip": {"hook_in": "mlp_in.1", "hook_out": "mlp_out.1", "d_out": D_OUT, "skip": True},
 }
+# Architectures of several places have kinds of their own; their widths are shares of the same d_in and d_out.
+TWO, WRITERS = ["resid_post.0", "resid_post.1"], ["mlp_out.0", "mlp_out.1"]
+READERS = ["mlp_in.0", "mlp_in.1"]
+OWN_KINDS = {
+    "hf_sae_crosscoder": {
+        "two-l1": {"hook_in": TWO, "k": None},
+        "two-topk": {"hook_in": TWO, "widths": [5, 7]},
+        "two-scales": {"hook_in": TWO, "input_norm": "scalar", "input_scales": [0.5, 2.0]},
+    },
+    "hf_sae_cross_layer": {
+        "one-to-one": {"hook_in": "mlp_in.1", "hook_out": "mlp_out.1", "d_out": D_OUT, "skip": True},
+        "one-to-two": {"hook_in": "mlp_in.0", "hook_out": WRITERS, "d_out": D_OUT, "input_norm": "unit_ln"},
+        "two-to-two": {"hook_in": READERS, "hook_out": WRITERS, "d_out": D_OUT, "input_norm": "layer_norm"},
+        "two-scales": {
+            "hook_in": READERS,
+            "hook_out": WRITERS,
+            "d_out": D_OUT,
+            "input_norm": "scalar",
+            "input_scales": [0.5, 2.0],
+            "output_scales": [3.0, 0.25],
+            "center_target": True,
+        },
+    },
+}
 # What the kinds differ in is the base class's business: the first architectures stand for it, others take these.
 FEWER_KINDS = ("sae", "sae-layer_norm", "skip")
 ALL_KINDS = ("hf_sae_topk", "hf_sae_standard", "hf_sae_jumprelu")
@@ -45,10 +70,15 @@ class Case:
     def __str__(self) -> str:
         return f"{self.model_type.removeprefix('hf_sae_')}-{self.kind}"
 
+    @property
+    def fields(self) -> dict[str, Any]:
+        """Of the config: places and norm."""
+        return OWN_KINDS.get(self.model_type, KINDS)[self.kind]
+
     def config(self, **changes) -> SAEConfig:
         config_class, _ = registered()[self.model_type]
         small = {k: v for k, v in SMALL.items() if hasattr(config_class, k)}
-        return config_class(**{"d_in": D_IN, "d_sae": D_SAE} | small | KINDS[self.kind] | changes)
+        return config_class(**{"d_in": D_IN, "d_sae": D_SAE} | small | self.fields | changes)
 
     def build(self, seed: int = 0, **changes) -> SAE:
         torch.manual_seed(seed)
@@ -65,12 +95,17 @@ class Case:
         """Input and target; an SAE's target is its input."""
         generator = torch.Generator().manual_seed(seed)
         x = torch.randn(n, D_IN, generator=generator)
-        return x, torch.randn(n, D_OUT, generator=generator) if "d_out" in KINDS[self.kind] else x
+        return x, torch.randn(n, D_OUT, generator=generator) if "d_out" in self.fields else x
 
     def state(self, sae: SAE) -> TrainingState:
         state = TrainingState(total_steps=10, normaliser=7.0, dead_after_tokens=100)
         state.tokens_since_fired = torch.zeros(sae.config.d_sae, dtype=torch.long)
         return state
+
+    def exists(self, sae: SAE, name: str) -> Tensor | float:
+        """A mask of the entries of a parameter that are parameters: a causal decoder stores zeros beside them."""
+        masked = name == "decoder.weight" and hasattr(sae.decoder, "exists")
+        return sae.decoder.exists() if masked else 1.0
 
     def given(self, sae: SAE, n: int = 40, seed: int = 2) -> dict[str, Tensor]:
         """What the architecture needs of each token besides its activation."""
@@ -80,10 +115,13 @@ class Case:
     def permuted(self, sae: SAE, seed: int = 3) -> tuple[SAE, Tensor]:
         """A copy with its latents in another order, and that order `[d_sae]`.
 
-        Latents that share parameters move together, as the heads of a factorised encoder.
+        Latents that share parameters move together, as the heads of a factorised encoder; each stays among those that read
+        the same place.
         """
         blocks = sae.config.shape[0] if hasattr(sae.config, "shape") else sae.config.d_sae
-        order = torch.randperm(blocks, generator=torch.Generator().manual_seed(seed))
+        generator, readers = torch.Generator().manual_seed(seed), getattr(sae.config, "n_readers", 1)
+        share = blocks // readers
+        order = torch.cat([share * r + torch.randperm(share, generator=generator) for r in range(readers)])
         other = copy.deepcopy(sae)
         with torch.no_grad():
             latents = torch.arange(sae.config.d_sae).view(blocks, -1)[order].flatten()
@@ -104,6 +142,8 @@ def encoder_layers(sae: SAE) -> list[str]:
 
 def kinds_of(model_type: str) -> list[str]:
     """The kinds that an architecture is tested in."""
+    if model_type in OWN_KINDS:
+        return list(OWN_KINDS[model_type])
     kinds = KINDS if model_type in ALL_KINDS else FEWER_KINDS
     tied = registered()[model_type][0].tied
     return [kind for kind in kinds if not (tied and "hook_out" in KINDS[kind])]

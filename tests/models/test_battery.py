@@ -189,6 +189,7 @@ def test_gradients_are_those_of_the_error(case: Case) -> None:
     tensors = {name: sae.get_parameter(name) if name != "x" else x for name in fast}
     for name, tensor in tensors.items():
         direction = torch.randn(tensor.shape, dtype=torch.double, generator=torch.Generator().manual_seed(4))
+        direction = direction * case.exists(sae, name)
         slope = difference(sae, x, target, state, tensor, 1e-6 * direction) / 2e-6
         torch.testing.assert_close((fast[name] * direction).sum(), slope, atol=1e-6, rtol=1e-4, msg=name)
 
@@ -211,7 +212,8 @@ def plain_gradients(sae: SAE, x: Tensor, target: Tensor, latents: Tensor, normal
         out = out + norm[0]
     if sae.skip is not None:
         out = out + normalised @ sae.skip.weight.T
-    ((sae.comparable(target) - out).square().sum(-1).mean() / normaliser).backward()
+    error = sae.in_loss_units(sae.comparable(target) - out)
+    (error.square().sum(-1).mean() / normaliser).backward()
     return {name: p.grad for name, p in sae.named_parameters() if p.grad is not None} | {"x": x.grad}
 
 
