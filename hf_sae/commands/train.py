@@ -42,14 +42,11 @@ def train(
     split: Annotated[str, Option(help="Split to train on.")] = "train",
     column: Annotated[str | None, Option(help="Column with the text. Default: the first that looks like it.")] = None,
     hook: Annotated[
-        str | None,
-        Option(help="Place to read, such as mlp_in.8, or several with commas; `hf-sae hooks HOST` lists them."),
+        str | None, Option(help="Place to read (mlp_in.8), or several with commas: `hf-sae hooks`.")
     ] = None,
-    hook_out: Annotated[
-        str | None, Option(help="Place to predict, or several with commas: makes a transcoder.")
-    ] = None,
+    hook_out: Annotated[str | None, Option(help="Place (or several) to predict: makes a transcoder.")] = None,
     layer: Annotated[int | None, Option(help="Short for --hook resid_post.LAYER.")] = None,
-    arch: Annotated[str, Option(help="Architecture: topk, standard, jumprelu, …")] = "topk",
+    arch: Annotated[str, Option(help="Sparsity mechanism: topk, batch_topk, gated, … (docs/methods.md).")] = "topk",
     d_sae: Annotated[int | None, Option(help="Number of latents.")] = None,
     expansion: Annotated[int, Option(help="Latents per input dimension, where --d-sae is not given.")] = EXPANSION,
     k: Annotated[float | None, Option(help="Active latents per token (topk), or in the mean (batch_topk).")] = None,
@@ -75,9 +72,7 @@ def train(
     report_to: Annotated[str, Option(help="Tracker: none, trackio, tensorboard, wandb, …")] = "none",
     push_to_hub: Annotated[bool, Option(help="Upload checkpoints and the final model.")] = False,
     hub_model_id: Annotated[str | None, Option(help="user/name to upload to.")] = None,
-    hub_strategy: Annotated[
-        str, Option(help="Checkpoints to upload: checkpoint, all_checkpoints or end.")
-    ] = "checkpoint",
+    hub_strategy: Annotated[str, Option(help="To upload: checkpoint, all_checkpoints or end.")] = "checkpoint",
     parallelism: Annotated[str, Option(help="How several processes share the work: data, latents or saes.")] = "data",
     bf16: Annotated[bool | None, Option(help="Encoder products in bfloat16. Default: on a GPU that can.")] = None,
     eval_tokens: Annotated[int, Option(help="Tokens to measure the result on; 0 does not.")] = 32_768,

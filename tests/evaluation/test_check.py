@@ -17,7 +17,7 @@ from hf_sae.errors import HookPointError
 from hf_sae.evaluation import check
 from hf_sae.evaluation.check import Measured, _judge
 from hf_sae.evaluation.readings import AS_LOADED, readings
-from hf_sae.models import SAE, KSparseConfig, KSparseSAE
+from hf_sae.models import SAE, KSparseConfig, KSparseSAE, MatchingPursuitConfig, MatchingPursuitSAE
 
 
 RANK, LAYER = 48, 1
@@ -285,3 +285,12 @@ def test_an_autoencoder_without_an_encoder_of_its_own_has_readings_too(acts: dic
     assert "b_dec not subtracted from the input" in names
     assert "decoder transposed" in names
     assert not [name for name in names if name.startswith("encoder")]
+
+
+def test_without_a_linear_encoder_the_decoder_is_what_can_be_misread(pair: Any, acts: dict[str, Tensor]) -> None:
+    host, _ = pair
+    x = acts[f"resid_post.{LAYER}"]
+    sae = MatchingPursuitSAE(MatchingPursuitConfig(d_in=x.shape[-1], d_sae=64, k=4, hook_in=f"resid_post.{LAYER}"))
+    names = [reading.name for reading in readings(sae, host, x, with_published_l0=False)]
+    assert "decoder transposed" in names
+    assert not [name for name in names if "encoder" in name.replace("decoder", "") or "b_dec" in name]

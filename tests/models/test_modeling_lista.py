@@ -60,6 +60,8 @@ def test_code_and_gradients_are_those_of_the_plain_loop(k: int | None) -> None:
     expected = by_hand(sae, x)
     torch.testing.assert_close(output.code.to_dense(), expected)
     torch.testing.assert_close(sae.activate(sae.pre_activations(x)), expected)
+    with torch.no_grad():
+        torch.testing.assert_close(sae.encode(x), expected)
     (x - expected @ sae.decoder.weight - sae.decoder.bias).square().sum(-1).mean().backward()
     slow = {name: sae.get_parameter(name).grad for name in names} | {"x": x.grad}
     for name, gradient in slow.items():
