@@ -41,12 +41,9 @@ def train(
     split: Annotated[str, Option(help="Split to train on.")] = "train",
     column: Annotated[str | None, Option(help="Column with the text. Default: the first that looks like it.")] = None,
     hook: Annotated[
-        str | None,
-        Option(help="Place to read, such as mlp_in.8, or several with commas; `hf-sae hooks HOST` lists them."),
+        str | None, Option(help="Place to read, such as mlp_in.8, or several: a,b; `hf-sae hooks HOST` lists them.")
     ] = None,
-    hook_out: Annotated[
-        str | None, Option(help="Place to predict, or several with commas: makes a transcoder.")
-    ] = None,
+    hook_out: Annotated[str | None, Option(help="Place to predict, or several: makes a transcoder.")] = None,
     layer: Annotated[int | None, Option(help="Short for --hook resid_post.LAYER.")] = None,
     arch: Annotated[str, Option(help="Architecture: topk, standard, jumprelu, …")] = "topk",
     d_sae: Annotated[int | None, Option(help="Number of latents.")] = None,
