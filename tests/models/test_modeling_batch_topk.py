@@ -226,3 +226,15 @@ def test_a_resumed_run_goes_on_with_the_threshold_and_its_weight(tmp_path: Path)
 def test_bad_configs(changes: dict, match: str) -> None:
     with pytest.raises(ConfigError, match=match):
         build(**changes)
+
+
+def test_an_adapter_leaves_the_threshold_of_its_base() -> None:
+    from peft import LoraConfig, get_peft_model
+
+    sae, x = build(), torch.randn(40, 8)
+    sae.threshold.fill_(0.4)
+    adapted = get_peft_model(sae, LoraConfig(target_modules=["encoder"], r=2))
+    state = state_of(sae)
+    sae.after_step(state, adapted.train()(hidden_states=x, target=x, state=state))
+    assert float(sae.threshold) == pytest.approx(0.4)
+    assert "threshold_weight" not in state.tensors
