@@ -6,7 +6,8 @@ import logging
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,7 +80,6 @@ def fit(
         options: further fields of [`SAETrainingArguments`].
     """
     torch.manual_seed(seed)
-    logging.getLogger("hf_sae.training").setLevel(logging.ERROR)
     sae = AutoSAE.from_config(config)
     total = (planned or steps) * batch
     args = SAETrainingArguments(
@@ -93,12 +93,25 @@ def fit(
     stream: Any = Rows(rows, seed)
     trainer, batches = SAETrainer(model=sae, args=args, stream=stream), stream.batches(batch)
     seconds = 0.0
-    for _ in range(steps):
-        tokens = next(batches)
-        start = time.perf_counter()
-        trainer.training_step(tokens)
-        seconds += time.perf_counter() - start
+    with _without_advice():
+        for _ in range(steps):
+            tokens = next(batches)
+            start = time.perf_counter()
+            trainer.training_step(tokens)
+            seconds += time.perf_counter() - start
     return Trained(sae.eval(), seconds)
+
+
+@contextmanager
+def _without_advice() -> Generator[None]:
+    """What a run would say about dead latents is in the tables."""
+    logger = logging.getLogger("hf_sae.training")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ def test_it_runs_from_anywhere_and_its_model_is_loaded_where_it_is_imported(
     assert type(loaded) is example.InhibitionSAE
     assert loaded.config.k == 8
     forget(example.InhibitionConfig)  # as where it was not imported
-    with pytest.raises(ValueError, match=r"inhibition.* Known model types: hf_sae_bilinear"):
+    with pytest.raises(ValueError, match=r"inhibition.* Known model types: hf_sae_abs_topk"):
         AutoSAE.from_pretrained(tmp_path / "inhibition")
     AutoSAE.register(example.InhibitionConfig, example.InhibitionSAE)
 
