@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+
+from tests.models.battery import forget
 
 
 ROOT = Path(__file__).parent.parent
@@ -18,7 +22,9 @@ SMALL = {"total_tokens": 8192, "n_tokens": 2000}
 
 def test_the_flows_run_verbatim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     monkeypatch.chdir(tmp_path)
-    namespace: dict[str, object] = {}
+    module = ModuleType("readme_flows")  # as in a script or notebook: transformers looks annotations up in the module
+    monkeypatch.setitem(sys.modules, "readme_flows", module)
+    namespace = module.__dict__
     blocks = [code for tag, code in BLOCKS if tag != "no-run"]
     assert len(blocks) >= 6
     for number, code in enumerate(blocks):
@@ -27,7 +33,8 @@ def test_the_flows_run_verbatim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
         else:
             code = code.replace("repeat=True)", "repeat=True, ring_bytes=2**25)")  # and so is the shuffle ring
             smaller = _COUNT.sub(lambda match: f"{match[1]}={SMALL[match[1]]}", code)
-        exec(compile(smaller, f"README.md block {number + 1}", "exec"), namespace)
+        exec(compile(smaller, f"README.md block {number + 1}", "exec", dont_inherit=True), namespace)
+    forget(namespace["SoftConfig"])
     printed = capsys.readouterr().out
     assert "ce_recovered" in printed
     assert "resid_pre.0" in printed

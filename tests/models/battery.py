@@ -140,6 +140,16 @@ def encoder_layers(sae: SAE) -> list[str]:
     return [name for name, layer in named if "encoder" in name.split(".") and type(layer) is nn.Linear]
 
 
+def forget(config_class: type[SAEConfig]) -> None:
+    """Takes an architecture out of the registries again: other tests run over them."""
+    from transformers import AutoModel
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    del AutoSAE._model_mapping._extra_content[config_class], AutoModel._model_mapping._extra_content[config_class]
+    del CONFIG_MAPPING._extra_content[config_class.model_type]
+    assert config_class.model_type not in registered()
+
+
 def kinds_of(model_type: str) -> list[str]:
     """The kinds that an architecture is tested in."""
     if model_type in OWN_KINDS:

@@ -16,6 +16,7 @@ import torch
 
 from hf_sae import AutoSAE, SAETrainer, SAETrainingArguments
 from hf_sae.models import SAE, ConfigError, SAEConfig, registered, strict_config
+from tests.models.battery import forget
 
 
 ROOT = Path(__file__).parents[2]
@@ -30,16 +31,6 @@ def example() -> ModuleType:
     spec.loader.exec_module(module)
     yield module
     forget(module.InhibitionConfig)
-
-
-def forget(config_class: type[SAEConfig]) -> None:
-    """Takes an architecture out of the registries again: other tests run over them."""
-    from transformers import AutoModel
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-
-    del AutoSAE._model_mapping._extra_content[config_class], AutoModel._model_mapping._extra_content[config_class]
-    del CONFIG_MAPPING._extra_content[config_class.model_type]
-    assert config_class.model_type not in registered()
 
 
 def test_it_is_one_short_file() -> None:
