@@ -26,6 +26,8 @@ from hf_sae.models import (
     AutoSAE,
     JumpReLUConfig,
     JumpReLUSAE,
+    PAnnealConfig,
+    PAnnealSAE,
     StandardConfig,
     StandardSAE,
     TopKConfig,
@@ -85,6 +87,7 @@ CASES: dict[str, tuple[Callable[[], SAE | dict[str, SAE]], dict[str, Any]]] = {
         {"dead_after_tokens": 2 * TOKENS},
     ),
     "standard": (lambda: make(StandardConfig(**POINT), StandardSAE), {"max_grad_norm": 0.05}),
+    "p_anneal": (lambda: make(PAnnealConfig(**POINT), PAnnealSAE), {}),
     "transcoder": (transcoder, {"max_grad_norm": 0.01}),
 }
 
