@@ -23,6 +23,7 @@ from torch import Tensor
 
 from .configuration_sae import SAEConfig, require_amounts, require_between, strict_config
 from .modeling_sae import SAE, Norm
+from .modeling_standard import dense, warm_up
 from .modeling_topk import auxk, largest, shorten_encoder_rows
 from .outputs import Pass, TrainingState
 from .several_places import fitted_scales, require_scales, scaled
@@ -154,13 +155,9 @@ class CrosscoderSAE(SAE):
         """`λ Σ_i z_i Σ_a ‖w_i,a‖`, or AuxK."""
         if self.config.k is not None:
             return auxk(self, result)
-        state, latents = result.state, result.latents
-        if isinstance(latents, SparseCode):
-            latents = latents.to_dense()
-        l1 = (latents * self.place_norms().sum(-1)).sum(-1).mean() / math.sqrt(state.normaliser)
-        warm_up = self.config.l1_warmup_share * state.total_steps
-        rising = min(1.0, (state.step + 1) / warm_up) if warm_up >= 1 else 1.0
-        return {"l1": self.config.l1_coefficient * rising * l1}
+        written = dense(result.latents) * self.place_norms().sum(-1)
+        strength = self.config.l1_coefficient * warm_up(self.config.l1_warmup_share, result.state)
+        return {"l1": strength * written.sum(-1).mean() / math.sqrt(result.state.normaliser)}
 
     @torch.no_grad()
     def initialize_from(self, x: Tensor, target: Tensor, state: TrainingState) -> None:

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from .configuration_sae import SAEConfig, require_amounts, strict_config
 from .modeling_sae import SAE, Norm
+from .modeling_standard import dense
 from .modeling_topk import auxk, require_auxk
 from .outputs import Pass, TrainingState
-from .sparse_code import SparseCode
 
 
 _SORTED_AT_ONCE = 1 << 24  # latents of tokens: sorting needs a key and an index for each
@@ -85,7 +85,7 @@ class TopAFASAE(SAE):
 
     def penalties(self, result: Pass) -> dict[str, Tensor]:
         """`λ d_out (‖z‖ - ‖x‖)²` over the loss's normaliser, in the units of the output; and AuxK."""
-        latents = result.latents.to_dense() if isinstance(result.latents, SparseCode) else result.latents
+        latents = dense(result.latents)
         wide = torch.promote_types(latents.dtype, torch.float32)
         # a root has no slope at 0: a token without latents pulls at nothing
         length = latents.to(wide).square().sum(-1, keepdim=True).clamp_min(torch.finfo(wide).tiny).sqrt()
