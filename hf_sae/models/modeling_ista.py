@@ -23,9 +23,9 @@ from transformers import initialization as init
 
 from .configuration_sae import SAEConfig, require_amounts, require_between, strict_config
 from .modeling_sae import SAE, Norm
+from .modeling_standard import dense
 from .outputs import Pass, SAEOutput, TrainingState, total_variance
 from .pursuit import in_full_precision
-from .sparse_code import SparseCode
 from .tied import Tied, require_shared_bias
 
 
@@ -87,7 +87,7 @@ class ISTASAE(Tied, SAE):
 
     def penalties(self, result: Pass) -> dict[str, Tensor]:
         """`2 λ Σ z`: with the squared error twice the objective that the steps descend, token by token."""
-        latents = result.latents.to_dense() if isinstance(result.latents, SparseCode) else result.latents
+        latents = dense(result.latents)
         scale = None if result.norm is None else (result.norm[0].new_zeros(()), result.norm[1])
         total = 2 * self.threshold * latents.sum(-1, keepdim=True)
         return {"l1": self.to_output_units(self.to_output_units(total, scale), scale).mean() / result.state.normaliser}

@@ -22,6 +22,7 @@ from transformers import initialization as init
 from .configuration_sae import SAEConfig, require_amounts, require_between, strict_config
 from .modeling_ista import FIRST_ROUNDS, MARGIN, gram_norm
 from .modeling_sae import SAE, Norm
+from .modeling_standard import dense
 from .modeling_topk import auxk, largest, shorten_encoder_rows
 from .mostly_zero import decode as decode_mostly_zero
 from .outputs import Pass, TrainingState
@@ -81,7 +82,7 @@ class LISTASAE(SAE):
     def activate(self, pre_activations: Tensor) -> Tensor:
         """Dense latents after all steps: they depend on the input by its pre-activations alone."""
         latents = self._steps(pre_activations, None)
-        return latents.to_dense() if isinstance(latents, SparseCode) else latents
+        return dense(latents)
 
     def latents_of(
         self, x: Tensor, norm: Norm | None, state: TrainingState | None = None
@@ -117,7 +118,7 @@ class LISTASAE(SAE):
         """AuxK where `k` is given, else the L1 penalty."""
         if self.config.k is not None:
             return auxk(self, result)
-        latents = result.latents.to_dense() if isinstance(result.latents, SparseCode) else result.latents
+        latents = dense(result.latents)
         scale = None if result.norm is None else (result.norm[0].new_zeros(()), result.norm[1])
         total = self.to_output_units(latents.sum(-1, keepdim=True), scale).mean()
         return {"l1": self.config.l1_coefficient * total / math.sqrt(result.state.normaliser)}
