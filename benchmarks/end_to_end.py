@@ -2,7 +2,7 @@
 
 The host is the small language model that ships in the package, the text its held-out corpus; no network. What runs:
 
-* hf_sae: `ActivationStream` and `SAETrainer`.
+* hf_sae: `ActivationStream` and `SAETrainer` on the same rows of token ids, tokenised before the clock begins as for the others.
 * sparsify: its own `Trainer.fit`, which trains inside a forward hook on the tokens of each host batch.
 * saelens: its runner takes TransformerLens models, which need a download; here its `mixing_buffer` is fed by a plain forward
   hook that stops the host behind the layer, and its `SAETrainer.step` trains.
@@ -106,11 +106,13 @@ def host_outputs(model: nn.Module, rows: Tensor) -> Iterator[Tensor]:
 
 
 def run_ours(task: Task, clock: Clock, rows: Tensor, capacity: int) -> None:
-    """The stream with its own reading of the corpus, tokenisation included."""
+    """The stream with its own reading and shuffling of the rows."""
+    from datasets import Dataset
+
     from hf_sae import ActivationStream, default_host
-    from hf_sae.corpus import stdlib_corpus
 
     host, tokenizer = default_host()
+    data = Dataset.from_dict({"input_ids": rows.tolist()})
     implementation = ROWS["hf_sae-best"].build(task)
     point = f"resid_post.{LAYER}"
     width = host.config.hidden_size
@@ -118,7 +120,7 @@ def run_ours(task: Task, clock: Clock, rows: Tensor, capacity: int) -> None:
     stream = ActivationStream(
         host,
         tokenizer,
-        stdlib_corpus("train"),
+        data,
         [point],
         context_length=LENGTH,
         batch_size=HOST_ROWS,

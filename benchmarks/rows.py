@@ -2,7 +2,8 @@
 
 * `same`: one and the same mathematics: float32, Adam, a learning rate of the same number that rises over 2 % of the steps and
   falls to 0; what is left is each library's own (initialisation, clipping, projection).
-* `best`: the best settings that were found and a user can have: bfloat16 products, torch's fused Adam, tuned rates.
+* `best`: the best settings that were found and a user can have: bfloat16 products where the processor has instructions for them
+  (without, they are many times slower than float32), torch's fused Adam, tuned rates.
 * `default`: what a library does when nothing is set.
 """
 
@@ -12,6 +13,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
+
+import torch
+
+from hf_sae.models.precision import bfloat16_pays
 
 from .implementations import Implementation, Ours, PlainTorch, Task
 from .peers import DictionaryLearning, SAELens, Sparsify
@@ -42,6 +47,8 @@ class Row:
             return "not installed"
 
 
+FAST = bfloat16_pays("cuda" if torch.cuda.is_available() else "cpu")
+AUTOCAST = "autocast" if FAST else "fp32"
 SAME: dict[str, Any] = {"lr": 2e-3}
 OURS_SAME: dict[str, Any] = {
     "learning_rate": 2e-3,
@@ -51,7 +58,7 @@ OURS_SAME: dict[str, Any] = {
     "max_grad_norm": None,
     "aux_coefficient": 0,
 }
-OURS_BEST: dict[str, Any] = {"bf16": True, "max_grad_norm": None}
+OURS_BEST: dict[str, Any] = {"bf16": FAST, "max_grad_norm": None}
 
 
 def _row(build: Callable[[Task], Implementation], library: str, group: str, note: str, **options: Any) -> Row:
@@ -91,28 +98,28 @@ ROWS: dict[str, Row] = {
         decay_share=1.0,
     ),
     "torch-same": _row(PlainTorch, "torch", "same", "fp32, dense autograd, Adam 2e-3", **SAME, linear=True),
-    "hf_sae-best": _row(Ours, "hf_sae", "best", "bf16 encoder product", **OURS_BEST),
+    "hf_sae-best": _row(Ours, "hf_sae", "best", "bf16 encoder product" if FAST else "fp32", **OURS_BEST),
     "hf_sae-best-fp32": _row(Ours, "hf_sae", "best", "fp32", **{**OURS_BEST, "bf16": False}),
     "saelens-best": _row(
         SAELens,
         "saelens",
         "best",
-        "autocast, Adam fused, decay 30 %",
+        f"{AUTOCAST}, Adam fused, decay 30 %",
         lr=3e-3,
         decay_share=0.3,
         fused=True,
-        autocast=True,
+        autocast=FAST,
     ),
     "sparsify-best": _row(
         Sparsify,
         "sparsify",
         "best",
-        "autocast, Adam fused, short warm-up",
+        f"{AUTOCAST}, Adam fused, short warm-up",
         optimizer="adam",
         lr=4e-3,
         warmup_steps="same",
         fused=True,
-        bf16=True,
+        bf16=FAST,
     ),
     "sparsify-best-fp32": _row(
         Sparsify,
@@ -128,15 +135,15 @@ ROWS: dict[str, Row] = {
         DictionaryLearning,
         "dictionary_learning",
         "best",
-        "autocast, Adam fused, decay 30 %",
+        f"{AUTOCAST}, Adam fused, decay 30 %",
         lr=3e-3,
         warmup_steps="same",
         decay_share=0.3,
         fused=True,
-        bf16=True,
+        bf16=FAST,
     ),
     "torch-best": _row(
-        PlainTorch, "torch", "best", "autocast, dense, Adam fused", lr=4e-3, linear=True, fused=True, bf16=True
+        PlainTorch, "torch", "best", f"{AUTOCAST}, dense, Adam fused", lr=4e-3, linear=True, fused=True, bf16=FAST
     ),
     "hf_sae-default": _row(Ours, "hf_sae", "default", "defaults of train_sae", input_norm="scalar"),
     "saelens-default": _row(SAELens, "saelens", "default", "Adam 3e-4, constant"),
@@ -145,6 +152,10 @@ ROWS: dict[str, Row] = {
         DictionaryLearning, "dictionary_learning", "default", "Adam by its rule, half the run is warm-up"
     ),
 }
+
+
+if not FAST:  # they are the best rows then
+    ROWS = {name: row for name, row in ROWS.items() if not name.endswith("-fp32")}
 
 
 def chosen(words: Iterable[str]) -> list[str]:

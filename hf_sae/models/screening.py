@@ -14,12 +14,13 @@ approximate, and what is chosen depends on nothing but the numbers.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from .precision import bfloat16_pays
 
 
 CANDIDATES = 2  # times k; measured: with fewer the check fails for many tokens, with more the candidates cost too much
@@ -33,15 +34,6 @@ _BLOCK_BYTES = 2**21
 _SMALL = 1e-15  # squares of smaller numbers vanish, and a norm would say too little
 
 
-@functools.cache
-def _fast_bfloat16() -> bool:
-    """Whether this processor multiplies bfloat16 faster than float32."""
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
-    if capabilities:
-        return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
-    return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", bool)())
-
-
 def can_screen(x: Tensor, weight: Tensor, k: int) -> bool:
     """Whether a screen is exact and worth it: float32 on a processor with bfloat16 products, far more latents than `k`."""
     if torch.compiler.is_compiling() or x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
@@ -49,7 +41,7 @@ def can_screen(x: Tensor, weight: Tensor, k: int) -> bool:
     if x.dtype != torch.float32 or weight.dtype != torch.float32 or not x.numel():
         return False
     enough = weight.shape[0] >= MIN_LATENTS_PER_CANDIDATE * CANDIDATES * k
-    return enough and WIDTHS[0] <= x.shape[1] <= WIDTHS[1] and _fast_bfloat16()
+    return enough and WIDTHS[0] <= x.shape[1] <= WIDTHS[1] and bfloat16_pays("cpu")
 
 
 class Screen:

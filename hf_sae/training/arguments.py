@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ..errors import ConfigError
+from ..models.precision import bfloat16_pays
 from .parallel import SCHEMES
 
 
@@ -109,7 +110,7 @@ class SAETrainingArguments:
         """Whether encoder products are computed in bfloat16 on `device`."""
         if self.bf16 is not None:
             return self.bf16
-        return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return device.type == "cuda" and bfloat16_pays("cuda")
 
     def peak_learning_rate(self, d_sae: int) -> float:
         """The rate between warm-up and decay."""

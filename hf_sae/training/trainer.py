@@ -24,6 +24,7 @@ from ..errors import ConfigError, DataError
 from ..hosts.towers import unwrap
 from ..models import SAE
 from ..models.adapters import has_adapter
+from ..models.precision import bfloat16_pays
 from . import checkpoint, remote, saving
 from .arguments import SAETrainingArguments
 from .feed import Feed, Share, Stream
@@ -77,6 +78,10 @@ class SAETrainer:
         self.log_history: list[dict[str, float]] = []
         self._initialized = False
         self._check_stream()
+        if args.bf16 and not bfloat16_pays(self.accelerator.device.type):
+            logger.warning(
+                "bf16=True: this machine has no bfloat16 instructions, so that float32 is several times faster."
+            )
 
     @property
     def stream(self) -> Stream | Iterable[Batch] | None:

@@ -94,7 +94,7 @@ def test_training_with_and_without_the_screen_is_the_same(monkeypatch: pytest.Mo
     sae, x = TopKSAE(TopKConfig(d_in=512, d_sae=1024, k=K)), torch.randn(100, 512)
     grads = []
     for fast in (True, False):
-        monkeypatch.setattr(screening, "_fast_bfloat16", lambda fast=fast: fast)
+        monkeypatch.setattr(screening, "bfloat16_pays", lambda kind, fast=fast: fast)
         assert screening.can_screen(x, sae.encoder.weight, K) is fast
         sae.zero_grad()
         sae(x, target=x).loss.backward()

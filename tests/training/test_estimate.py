@@ -22,7 +22,9 @@ from hf_sae.training.estimate.report import duration, size
 
 
 # one GPU of 790 TFLOP/s in bfloat16 and 4.3 TB/s, that reads pre-activations twice, 2 bytes each
-BALANCE = Machine(product=790e12, top_k=4.3e12 / 4, decode=2 * 4.3e12, optimizer=4.3e12, host=1e9, disk=1e9)
+BALANCE = Machine(
+    product=790e12, top_k=4.3e12 / 4, decode=2 * 4.3e12, optimizer=4.3e12, host=1e9, disk=1e9, bfloat16=True
+)
 SIZES = {"A": (768, 24_576, 32), "B": (2304, 65_536, 64), "C": (4096, 131_072, 64), "D": (4096, 1_048_576, 64)}
 
 
@@ -113,6 +115,7 @@ def test_memory_is_what_a_run_allocates(tmp_path: Path):
     [
         ({"host_parameters": 10**9}, {"host": 1e3}, "host forward", "hf-sae cache write"),
         ({}, {}, "encoder product", "--bf16"),
+        ({"bf16": True}, {"bfloat16": False}, "encoder product", "--no-bf16"),
         ({}, {"optimizer": 1e9}, "optimiser", "--tokens-per-batch"),
         ({}, {"overhead": 1.0}, "calls and counters", "--tokens-per-batch"),
         ({"save_steps": 1}, {"disk": 1e6}, "checkpoints", "--save-steps"),
@@ -129,6 +132,11 @@ def test_the_advice_is_about_the_part_that_dominates(change: dict, rates: dict, 
     assert found.advice[0].startswith(f"{part} is ")
     assert remedy in found.advice[0]
     assert len(found.advice) == 1
+
+
+def test_bfloat16_is_not_advised_where_it_is_slow():
+    for rates in ({}, {"top_k": 1e9}):
+        assert "bf16" not in estimate(job(*SIZES["A"]), replace(BALANCE, bfloat16=False, **rates)).advice[0]
 
 
 def test_evaluation_is_four_passes_through_the_whole_host():

@@ -246,6 +246,17 @@ def test_health_speaks_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) ->
     assert sum("no latent fires" in r.message for r in caplog.records) == 1
 
 
+def test_bfloat16_where_it_is_slow_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for pays, said in ((True, 0), (False, 1)):
+        caplog.clear()
+        monkeypatch.setattr("hf_sae.training.trainer.bfloat16_pays", lambda kind, pays=pays: pays)
+        trainer(topk(), tmp_path, bf16=True)
+        trainer(topk(), tmp_path, bf16=False)
+        assert sum("bfloat16" in r.message for r in caplog.records) == said
+
+
 def test_tensorboard_gets_the_figures(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

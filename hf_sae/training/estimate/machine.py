@@ -19,6 +19,7 @@ from ...activations.reading import HostReader
 from ...data import TokenBatch
 from ...errors import DataError
 from ...models import SAE, AutoSAE, SAEConfig, TopKConfig, TrainingState
+from ...models.precision import bfloat16_pays
 from ...models.sparse_ops import top_k
 from ..arguments import SAETrainingArguments
 
@@ -40,6 +41,7 @@ class Machine:
         host (`float`): tokens per second up to the last place.
         disk (`float`): bytes written per second.
         overhead (`float`): seconds per step that do not depend on sizes.
+        bfloat16 (`bool`): products in bfloat16 are faster here than in float32.
         memory, free_disk (`int`): bytes that are there; 0 where unknown.
     """
 
@@ -50,11 +52,12 @@ class Machine:
     host: float
     disk: float
     overhead: float = 0.0
+    bfloat16: bool = False
     memory: int = 0
     free_disk: int = 0
 
     def to_dict(self) -> dict[str, float]:
-        """All rates."""
+        """All fields."""
         return asdict(self)
 
 
@@ -101,6 +104,7 @@ def probe(
         host=_host_rate(reader, host_batch, device),
         disk=DISK_BYTES / _disk_seconds(Path(args.output_dir)),
         overhead=_overhead(),
+        bfloat16=bfloat16_pays(device.type),
         memory=_memory(device),
         free_disk=_free(Path(args.output_dir)),
     )
