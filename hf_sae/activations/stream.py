@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..data import Positions, TokenDataset
 from ..errors import DataError
 from ..hooks import HookPoint
+from .intake import Intake
 from .interface import BatchStream, Rows
 from .reading import HostReader, Reader
 from .ring import ShuffleRing
 from .rows import RowShuffle
 
 
-logger = logging.getLogger(__name__)
-_OUTLIER_FACTOR = 10.0
-_NON_FINITE_SHARE, _JUDGED_AFTER = 0.01, 8192  # tokens: one overflow can spoil the whole row of text behind it
 ROWS_SHARE = 16  # the part of ring_bytes that shuffles rows of tokens before the host
 
 
@@ -109,8 +106,7 @@ class ActivationStream(BatchStream):
         return HostReader(host, points, dtype)
 
     def _begin(self) -> None:
-        self._counts = dict.fromkeys(("seen", "masked", "non_finite", "served", "outliers", "host_batches"), 0)
-        self._typical_norm = dict.fromkeys(self.reader.places, 0.0)
+        self.intake = Intake(self.reader.places, self.reader.dtype)
         self._ended, self._whole = False, True
 
     @property
@@ -130,13 +126,8 @@ class ActivationStream(BatchStream):
 
     @property
     def counts(self) -> dict[str, int]:
-        """Tokens so far: `seen` by the host, `masked` (left out), `non_finite` (left out too), `served`,
-        `outliers`; and `host_batches`.
-
-        An outlier is a token whose norm at one of the places is more than ten times the typical one there, which is
-        the mean of the host batches' median norms.
-        """
-        return dict(self._counts)
+        """Tokens seen, left out and served so far, and host batches: see `Intake`."""
+        return dict(self.intake.counts)
 
     @property
     def largest_batch(self) -> int:
@@ -160,7 +151,7 @@ class ActivationStream(BatchStream):
         self._start()
         if self._ended and not self.ring.remaining:
             raise DataError(
-                f"the dataset is at its end: all {self._counts['served']} tokens have been served. Pass repeat=True to go "
+                f"the dataset is at its end: all {self.intake.counts['served']} tokens have been served. Pass repeat=True to go "
                 "on with the next epoch, a larger dataset, or make a new stream."
             )
         return self._batches(tokens_per_batch)
@@ -173,7 +164,7 @@ class ActivationStream(BatchStream):
             if not count:
                 return
             rows = self.ring.take(count)
-            self._counts["served"] += count
+            self.intake.counts["served"] += count
             yield rows
 
     def sample(self, n_tokens: int) -> Rows:
@@ -187,8 +178,8 @@ class ActivationStream(BatchStream):
         self._refill()
         if not self.ring.remaining:
             raise DataError(
-                f"of {self._counts['seen']} tokens none is kept under positions={self.data.info()['positions']!r} "
-                f"({self._counts['non_finite']} are not finite). Loosen positions= or choose another dataset."
+                f"of {self.counts['seen']} tokens none is kept under positions={self.data.info()['positions']!r} "
+                f"({self.counts['non_finite']} are not finite). Loosen positions= or choose another dataset."
             )
 
     def _refill(self) -> None:
@@ -200,67 +191,14 @@ class ActivationStream(BatchStream):
         """The kept activations of the next host batch that has any."""
         for batch in self.rows:
             kept = batch.keep.flatten().nonzero().squeeze(1)
-            seen = int(batch.attention_mask.sum())
-            self._counts["seen"] += seen
-            self._counts["masked"] += seen - len(kept)
+            self.intake.see(int(batch.attention_mask.sum()), len(kept))
             if len(kept):
-                self._counts["host_batches"] += 1
-                rows = self._finite(self.reader(batch, kept))
+                rows = self.intake.admit(self.reader(batch, kept))
                 if rows.count:
-                    self._inspect(rows)
                     return rows
-            if self.data.epoch > 1 and self._counts["masked"] == self._counts["seen"]:
+            if self.data.epoch > 1 and self.intake.none_kept:
                 return None  # a repeated dataset without a kept token would be searched for ever
         return None
-
-    def _finite(self, rows: Rows) -> Rows:
-        """The rows that are finite at every place; the others are counted.
-
-        Raises:
-            DataError: if they are too many.
-        """
-        bad: dict[str, Tensor] = {}
-        for point, x in rows.items():
-            # one number says whether anything is wrong: the common case is one pass and one transfer
-            if not torch.linalg.vector_norm(x, dtype=torch.float32).isfinite():
-                bad[point] = (~x.isfinite()).any(dim=1).cpu()
-        wrong = torch.stack([*bad.values()]).any(dim=0) if bad else torch.zeros(rows.count, dtype=torch.bool)
-        count = int(wrong.sum())
-        if not count:
-            return rows
-        self._counts["non_finite"] += count
-        self._judge(count, rows.count, max(bad, key=lambda point: int(bad[point].sum())))
-        kept = (~wrong).nonzero().squeeze(1)
-        ids = None if rows.ids is None else rows.ids[kept]
-        return Rows({point: x.index_select(0, kept.to(x.device)) for point, x in rows.items()}, ids)
-
-    def _judge(self, count: int, of: int, point: str) -> None:
-        """Whether that many rows that are not finite, of the latest host batch and of all, can be left out."""
-        number, total = self._counts["host_batches"], self._counts["non_finite"]
-        read = self._counts["seen"] - self._counts["masked"]
-        advice = (
-            f"Check the host's weights and dtype ({self.ring.dtype} here): float16 overflows in many models, bfloat16 and "
-            "float32 do not."
-        )
-        if count == of:
-            raise DataError(f"all {of} tokens of host batch {number} are not finite at {point!r}. {advice}")
-        if read >= _JUDGED_AFTER and total > _NON_FINITE_SHARE * read:
-            raise DataError(
-                f"{total:,} of {read:,} tokens are not finite, the latest at {point!r} in host batch {number}; more than "
-                f"{_NON_FINITE_SHARE:.0%} are too many to leave out. {advice}"
-            )
-        if total == count:
-            logger.warning("%d tokens are not finite at %r and are left out. %s", count, point, advice)
-
-    def _inspect(self, rows: Rows) -> None:
-        outliers = torch.zeros(rows.count, dtype=torch.bool)
-        number = self._counts["host_batches"]
-        for point in self.reader.places:
-            x = rows[point]
-            norms = torch.linalg.vector_norm(x, dim=1, dtype=torch.float32).cpu()
-            self._typical_norm[point] += (float(norms.median()) - self._typical_norm[point]) / number
-            outliers |= norms > _OUTLIER_FACTOR * self._typical_norm[point]
-        self._counts["outliers"] += int(outliers.sum())
 
     def _check_ring(self, tokens: int, what: str) -> None:
         if tokens > self.ring.capacity:
@@ -282,7 +220,7 @@ class ActivationStream(BatchStream):
             )
         state: dict[str, Any] = {f"ring.{key}": value for key, value in self.ring.state_dict().items()}
         state |= {f"rows.{key}": value for key, value in self.rows.state_dict().items()}
-        return state | {"counts": self.counts, "typical_norm": dict(self._typical_norm), "ended": self._ended}
+        return state | self.intake.state_dict() | {"ended": self._ended}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state` was taken, to the bit.
@@ -298,7 +236,7 @@ class ActivationStream(BatchStream):
         self.ring.load_state_dict(parts["ring"], self.reader.devices())
         self.rows.load_state_dict(parts["rows"])
         self._ended, self._whole = state["ended"], True
-        self._counts, self._typical_norm = dict(state["counts"]), dict(state["typical_norm"])
+        self.intake.load_state_dict(state)
 
     def load_states(self, states: Sequence[Mapping[str, Any]]) -> None:
         """Go on where another number of processes stopped, given the state of each.
@@ -316,7 +254,7 @@ class ActivationStream(BatchStream):
         size = self.ring_bytes - self.ring_bytes // ROWS_SHARE
         self.ring = ShuffleRing(self.widths, self.reader.dtype, size, self.ring.seed)
         self._begin()
-        self._counts["served"] = sum(state["counts"]["served"] for state in states) // len(states)
+        self.intake.counts["served"] = sum(state["counts"]["served"] for state in states) // len(states)
 
     def info(self) -> dict[str, Any]:
         """Where the activations come from, as JSON values: data, host, places, what was left out."""

@@ -7,39 +7,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ..corpus import stdlib_corpus
 from ..errors import DataError
-from .documents import Document, DocumentReader
+from .batch import TokenBatch
+from .cursor import Cursor
+from .documents import DocumentReader
 from .sources import open_source
-
-
-_DOCUMENTS_AT_ONCE, _CHARACTERS_AT_ONCE = 64, 1_000_000
-
-
-@dataclass(frozen=True)
-class TokenBatch:
-    """One batch for the host.
-
-    Args:
-        input_ids (`Tensor`): `[B, T]` long.
-        attention_mask (`Tensor`): `[B, T]` long; 0 is padding, always on the right.
-        keep (`Tensor`): `[B, T]` bool; the positions that an autoencoder is trained and evaluated on.
-        documents (`Tensor`): `[B, T]` long; number of the record in the dataset that a token comes from (in a stream:
-            among the records that this rank reads), -1 for padding.
-    """
-
-    input_ids: Tensor
-    attention_mask: Tensor
-    keep: Tensor
-    documents: Tensor
 
 
 Positions = str | Callable[[TokenBatch], Tensor]
@@ -116,12 +94,12 @@ class TokenDataset:
             )
         known = getattr(getattr(dataset, "info", None), "dataset_name", None)
         self.name = str(dataset) if isinstance(dataset, (str, Path)) else known or type(dataset).__name__
-        self._cursor: _Cursor | None = None
+        self._cursor: Cursor | None = None
         self._loaded: dict[str, Any] | None = None
 
     def __iter__(self) -> Iterator[TokenBatch]:
         state, self._loaded = self._loaded, None
-        self._cursor = _Cursor(self, state)
+        self._cursor = Cursor(self, state)
         return self._cursor
 
     @property
@@ -148,7 +126,7 @@ class TokenDataset:
     def state_dict(self) -> dict[str, Any]:
         """The position after the latest batch: JSON values and tensors."""
         if self._cursor is None:
-            return self._loaded or _Cursor(self, None).state_dict()
+            return self._loaded or Cursor(self, None).state_dict()
         return self._cursor.state_dict()
 
     def load_states(self, states: Sequence[dict[str, Any]]) -> None:
@@ -210,114 +188,8 @@ class TokenDataset:
         }
 
 
-class _Cursor:
-    """One pass; holds everything that changes.
-
-    Tokens lie in `[4, n]` (id, attention, keep, document), already in row order, so a batch is a slice. The state is
-    the source's position before the latest documents, the tokens that were left over then, and how many were given
-    out since.
-    """
-
-    def __init__(self, dataset: TokenDataset, state: dict[str, Any] | None) -> None:
-        self.dataset, self.source = dataset, dataset.source.clone()
-        self.tokens = self.carry = torch.empty(4, 0, dtype=torch.long)
-        self.offset, self.read, self.read_before, self.pulled, self.exhausted = 0, 0, 0, False, False
-        self.before = self.source.state_dict()
-        if state is not None:
-            self._restore(state)
-
-    def _restore(self, state: dict[str, Any]) -> None:
-        self.source.restart(**state["documents"])
-        self.before, self.read = state["documents"], state["read"]
-        self.tokens = self.carry = state["carry"].clone()
-        if state["pulled"]:
-            self._pull()
-        self.offset = state["offset"]
-
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "settings": self.dataset.settings(),
-            "documents": self.before,
-            "behind": self.source.state_dict(),
-            "carry": self.carry.clone(),
-            "offset": self.offset,
-            "pulled": self.pulled,
-            "read": self.read_before,
-        }
-
-    def _pull(self) -> None:
-        """Append the next documents to what is left over; at the end, pad what is left over."""
-        self.before, self.read_before, self.pulled = self.source.state_dict(), self.read, True
-        self.carry, self.offset = self.tokens[:, self.offset :].clone(), 0
-        records, characters = [], 0
-        for record in self.source:
-            records.append(record)
-            value = self.dataset.reader.value(record[1])
-            characters += len(value) if hasattr(value, "__len__") else 0
-            if len(records) == _DOCUMENTS_AT_ONCE or characters >= _CHARACTERS_AT_ONCE:
-                break
-        documents = self.dataset.reader.read(records)
-        self.read += sum(len(document.ids) for document in documents)
-        self.tokens = torch.cat([self.carry, self._rows(documents)], dim=1)
-        if not records:
-            self._end_of_pass()
-
-    def _end_of_pass(self) -> None:
-        if not self.read:
-            raise DataError(
-                f"there are no tokens in {self.dataset.name!r} (split {self.dataset.split!r}, column "
-                f"{self.dataset.reader.column!r}, rank {self.source.rank} of {self.source.world_size}): every document is "
-                "empty. Choose another column or split, or use fewer processes."
-            )
-        if self.dataset.repeat:
-            self.source.restart(self.source.epoch + 1)
-            return
-        self.exhausted = True
-        self.tokens = self._padded(self.tokens)
-
-    def _rows(self, documents: list[Document]) -> Tensor:
-        reader, length = self.dataset.reader, self.dataset.context_length if self.dataset.truncation else None
-        rows = [torch.empty(4, 0, dtype=torch.long)]
-        for ids, chosen, number in documents:
-            ids = ids[:length]
-            keep = ~reader.left_out(ids) if chosen is None else chosen[:length] & ~reader.left_out(ids)
-            row = torch.from_numpy(np.stack([ids, np.ones_like(ids), keep, np.full_like(ids, number)]))
-            rows.append(row if self.dataset.packed else self._padded(row))
-        return torch.cat(rows, dim=1)
-
-    def _padded(self, tokens: Tensor) -> Tensor:
-        missing = -tokens.shape[1] % self.dataset.context_length
-        padding = torch.tensor([self.dataset.reader.special.fill, 0, 0, -1])
-        return torch.cat([tokens, padding[:, None].expand(4, missing)], dim=1)
-
-    def __iter__(self) -> _Cursor:
-        return self
-
-    def __next__(self) -> TokenBatch:
-        need = self.dataset.batch_size * self.dataset.context_length
-        while self.tokens.shape[1] - self.offset < need and not self.exhausted:
-            self._pull()
-        if self.offset == self.tokens.shape[1]:
-            raise StopIteration
-        taken = self.tokens[:, self.offset : self.offset + need].reshape(4, -1, self.dataset.context_length)
-        self.offset += taken[0].numel()
-        ids, attention, keep, documents = taken.clone().unbind()
-        return self._select(TokenBatch(ids, attention, keep.bool(), documents))
-
-    def _select(self, batch: TokenBatch) -> TokenBatch:
-        if not callable(self.dataset.positions):
-            return batch
-        chosen = self.dataset.positions(batch)
-        if not isinstance(chosen, Tensor) or chosen.dtype != torch.bool or chosen.shape != batch.keep.shape:
-            given = f"{chosen.dtype} {list(chosen.shape)}" if isinstance(chosen, Tensor) else type(chosen).__name__
-            raise DataError(
-                f"the function positions gave {given}: it has to give a bool tensor {list(batch.keep.shape)}."
-            )
-        return TokenBatch(batch.input_ids, batch.attention_mask, batch.keep & chosen.cpu(), batch.documents)
-
-
 def _name(positions: Positions) -> str:
     return positions if isinstance(positions, str) else getattr(positions, "__qualname__", type(positions).__name__)
 
 
-__all__ = ["TokenBatch", "TokenDataset", "stdlib_corpus"]
+__all__ = ["Positions", "TokenDataset"]

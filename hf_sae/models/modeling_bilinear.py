@@ -22,9 +22,10 @@ from transformers import initialization as init
 from .adapters import merged
 from .configuration_sae import SAEConfig, require_amounts, require_between, strict_config
 from .errors import ConfigError
-from .modeling_sae import SAE, Norm, has_hooks, is_plain
+from .modeling_sae import SAE, Norm
 from .modeling_topk import SCALE_TOKENS, auxk
 from .outputs import Pass, TrainingState, total_variance
+from .plain_layers import has_hooks, is_plain
 from .row_gradients import Transposed
 from .sparse_code import SparseCode
 from .sparse_ops import chosen_products, select_rows, top_k

@@ -23,6 +23,7 @@ from .entry_ops import squared_error_of_entries
 from .mostly_zero import encode as encode_mostly_zero
 from .normalising import Norm, Normalising
 from .outputs import Pass, SAEOutput, TrainingState, total_variance
+from .plain_layers import has_hooks, is_plain
 from .pursuit import Solver
 from .saving import Saving
 from .sparse_code import SparseCode
@@ -168,13 +169,7 @@ class SAE(Saving, Normalising, Weights, PreTrainedModel):
             output.reconstruction = self._reconstruct(x, latents, norm)
         else:
             target = self.comparable(target)
-            if state is not None and isinstance(latents, SparseCode) and self._error_is_sparse(latents):
-                squares, error = self._sparse_error(x, latents, None if target is hidden_states else target)
-                output.reconstruction = target - error
-            else:
-                output.reconstruction = self._reconstruct(x, latents, norm)
-                error = target - output.reconstruction
-                squares = self.in_loss_units(error).square().sum(-1)
+            output.reconstruction, error, squares = self._compared(hidden_states, target, x, latents, norm, state)
             state = state or TrainingState(normaliser=total_variance(self.in_loss_units(target)))
             unexplained = squares.mean() / state.normaliser
             output.fvu = unexplained.detach()
@@ -188,6 +183,23 @@ class SAE(Saving, Normalising, Weights, PreTrainedModel):
             output.pre_activations = self.pre_activations(x) if pre is None else pre
         return output
 
+    def _compared(
+        self,
+        hidden_states: Tensor,
+        target: Tensor,
+        x: Tensor,
+        latents: Tensor | SparseCode,
+        norm: Norm | None,
+        state: TrainingState | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Reconstruction, error, and each token's squared error in loss units."""
+        if state is not None and isinstance(latents, SparseCode) and self._error_is_sparse(latents):
+            squares, error = self._sparse_error(x, latents, None if target is hidden_states else target)
+            return target - error, error, squares
+        reconstruction = self._reconstruct(x, latents, norm)
+        error = target - reconstruction
+        return reconstruction, error, self.in_loss_units(error).square().sum(-1)
+
     def _reconstruct(self, x: Tensor, latents: Tensor | SparseCode, norm: Norm | None) -> Tensor:
         reconstruction = self.decode(latents, norm)
         return reconstruction if self.skip is None else reconstruction + self.skip(x)
@@ -196,9 +208,8 @@ class SAE(Saving, Normalising, Weights, PreTrainedModel):
         """Whether one sparse product gives the squared error: a code with gradients, in units that do not vary by token."""
         if latents.transposed is None or type(self.decoder) is not Decoder:
             return False
-        return not has_hooks(self.decoder) and (
-            self.config.is_transcoder or self.config.input_norm in ("none", "scalar")
-        )
+        same_units = self.config.is_transcoder or self.config.input_norm in ("none", "scalar")
+        return same_units and not has_hooks(self.decoder)
 
     def _sparse_error(self, x: Tensor, latents: SparseCode, target: Tensor | None) -> tuple[Tensor, Tensor]:
         """Squared error of each token and (outside the graph) the error itself, both in the target's units.
@@ -287,15 +298,3 @@ class SAE(Saving, Normalising, Weights, PreTrainedModel):
     def dtype(self) -> torch.dtype:
         """Of the dictionary: thresholds stay in float32 in a model of any dtype."""
         return self.decoder.weight.dtype
-
-
-def is_plain(layer: Any) -> bool:
-    """Whether a layer is an `nn.Linear` and nothing else, of whose rows some may be used."""
-    # LoRA, quantised and offloaded layers, and layers with hooks, must be called as modules
-    return type(layer) is nn.Linear and not has_hooks(layer)
-
-
-def has_hooks(module: nn.Module) -> bool:
-    """Whether calling a module does more than its class says."""
-    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
-    return bool(hooks) or "forward" in vars(module)

@@ -90,9 +90,8 @@ class Solver(ABC):
             ConfigError: for shapes that do not agree, no budget at all, or one above `d_sae`.
         """
         if target.ndim != 2 or atoms.ndim != 2 or target.shape[1] != atoms.shape[1]:
-            raise ConfigError(
-                f"target is {list(target.shape)}, atoms {list(atoms.shape)}: give [tokens, d], [d_sae, d]."
-            )
+            given = f"target is {list(target.shape)}, atoms {list(atoms.shape)}"
+            raise ConfigError(f"{given}: give [tokens, d], [d_sae, d].")
         if budget is None and self.k is None:
             raise ConfigError("k=None takes the budget of each token from an SAE: give k, or budget=[tokens].")
         budget = torch.full((target.shape[0],), self.k or 0, device=target.device) if budget is None else budget
