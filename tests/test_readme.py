@@ -1,4 +1,4 @@
-"""Every Python block of the README runs, in order, in one namespace; only the token counts are smaller here."""
+"""Every Python block of the README and of docs/training.md runs, in order, in one namespace; only the token counts are smaller."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ from tests.models.battery import forget
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```python *(\S*)\n(.+?)^```", README, re.S | re.M)
+PAGES = {"README.md": README} | {
+    str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))
+}
+BLOCKS = {page: re.findall(r"^```python *(\S*)\n(.+?)^```", text, re.S | re.M) for page, text in PAGES.items()}
+RUN = [code for page in ("README.md", "docs/training.md") for tag, code in BLOCKS[page] if tag != "no-run"]
 _COUNT = re.compile(r"\b(total_tokens|n_tokens)=[\d_]+")
 SMALL = {"total_tokens": 8192, "n_tokens": 2000}
 
@@ -25,15 +29,14 @@ def test_the_flows_run_verbatim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     module = ModuleType("readme_flows")  # as in a script or notebook: transformers looks annotations up in the module
     monkeypatch.setitem(sys.modules, "readme_flows", module)
     namespace = module.__dict__
-    blocks = [code for tag, code in BLOCKS if tag != "no-run"]
-    assert len(blocks) >= 6
-    for number, code in enumerate(blocks):
-        if number == len(blocks) - 1:
+    assert len(RUN) >= 8
+    for number, code in enumerate(RUN):
+        if number == len(RUN) - 1:
             smaller = code  # trains on random numbers, which is quick as it stands
         else:
             code = code.replace("repeat=True)", "repeat=True, ring_bytes=2**25)")  # and so is the shuffle ring
             smaller = _COUNT.sub(lambda match: f"{match[1]}={SMALL[match[1]]}", code)
-        exec(compile(smaller, f"README.md block {number + 1}", "exec", dont_inherit=True), namespace)
+        exec(compile(smaller, f"documentation block {number + 1}", "exec", dont_inherit=True), namespace)
     forget(namespace["SoftConfig"])
     printed = capsys.readouterr().out
     assert "ce_recovered" in printed
@@ -42,9 +45,10 @@ def test_the_flows_run_verbatim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     assert (tmp_path / "many" / "jumprelu" / "config.json").is_file()
 
 
-@pytest.mark.parametrize("code", [code for tag, code in BLOCKS if tag == "no-run"])
-def test_blocks_that_need_the_hub_are_python(code: str):
-    compile(code, "README.md", "exec")
+@pytest.mark.parametrize("page", BLOCKS)
+def test_blocks_that_are_not_run_are_python(page: str):
+    for _, code in BLOCKS[page]:
+        compile(code, page, "exec")
 
 
 def test_every_call_of_the_design_is_named():
@@ -52,7 +56,8 @@ def test_every_call_of_the_design_is_named():
 
     # names that a reader cannot guess from the ones that are shown
     derived = {"edit", "splice", "HookPoint", "StandardConfig", "StandardSAE"}
-    shown = set(re.findall(r"\w+", " ".join(code for _, code in BLOCKS))) | set(re.findall(r"`(\w+)", README))
+    code = " ".join(code for blocks in BLOCKS.values() for _, code in blocks)
+    shown = set(re.findall(r"\w+", code)) | set(re.findall(r"`(\w+)", " ".join(PAGES.values())))
     assert set(hf_sae.__all__) - derived <= shown
 
 
@@ -66,7 +71,7 @@ def test_ci_runs_the_test_command_of_the_readme():
 
 
 def test_links_between_documents_lead_somewhere():
-    for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"):
-        text = (ROOT / name).read_text(encoding="utf-8")
-        for target in re.findall(r"\]\(([^)#:]+)\)", text):
-            assert (ROOT / target).exists(), f"{name} links to {target}"
+    for name in ("CONTRIBUTING.md", "CHANGELOG.md", *PAGES):
+        page = ROOT / name
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{name} links to {target}"
