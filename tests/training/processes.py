@@ -24,6 +24,8 @@ from hf_sae.errors import CheckpointError, DataError, DistributedError
 from hf_sae.models import (
     SAE,
     AutoSAE,
+    GatedConfig,
+    GatedSAE,
     JumpReLUConfig,
     JumpReLUSAE,
     PAnnealConfig,
@@ -56,8 +58,8 @@ def batches(transcoder: bool) -> list[Any]:
 
 def with_dead(sae: SAE) -> SAE:
     """Latents that never fire at first, in the range of every process."""
-    with torch.no_grad():
-        sae.encoder.bias[::4] = -50.0
+    with torch.no_grad():  # gates are fitted to the data, what they let through is not
+        getattr(sae, "b_mag", sae.encoder.bias)[::4] = -50.0
     return sae
 
 
@@ -88,6 +90,14 @@ CASES: dict[str, tuple[Callable[[], SAE | dict[str, SAE]], dict[str, Any]]] = {
     ),
     "standard": (lambda: make(StandardConfig(**POINT), StandardSAE), {"max_grad_norm": 0.05}),
     "p_anneal": (lambda: make(PAnnealConfig(**POINT), PAnnealSAE), {}),
+    "gated": (
+        lambda: make(GatedConfig(**POINT, target_l0=4), GatedSAE, dead=True),
+        {"dead_after_tokens": 2 * TOKENS},
+    ),
+    "gated-joint": (
+        lambda: make(GatedConfig(**POINT, target_l0=4, frozen_decoder=False, weighted_l1=True), GatedSAE),
+        {"max_grad_norm": 0.05},
+    ),
     "transcoder": (transcoder, {"max_grad_norm": 0.01}),
 }
 
