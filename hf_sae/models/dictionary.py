@@ -15,13 +15,14 @@ class WholeDictionary:
 
     whole = True
 
-    def choose(self, values: Tensor, indices: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    def choose(self, values: Tensor, indices: Tensor, k: int, scores: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The candidates here that are among the `k` largest of all latents.
 
         Args:
-            values (`Tensor`): `[..., c]`, the largest pre-activations here, at most `k`.
+            values (`Tensor`): `[..., c]`, the pre-activations of the first ones here, at most `k`.
             indices (`Tensor`): `[..., c]`, their latents.
             k (`int`): how many of all.
+            scores (`Tensor`, *optional*): `[..., c]`, what candidates are ranked by instead of their values.
 
         Returns:
             Values and latents, `[..., columns]`; a column that holds no chosen one has the value -inf.

@@ -68,25 +68,26 @@ class SharedDictionary(WholeDictionary):
     def __deepcopy__(self, memo: dict[int, Any]) -> SharedDictionary:
         return self  # a process group cannot be copied
 
-    def choose(self, values: Tensor, indices: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """Exact: the k-th largest of all candidates is the threshold; of equal values the lowest latents are taken."""
+    def choose(self, values: Tensor, indices: Tensor, k: int, scores: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Exact: the k-th largest of all candidates is the threshold; of equal ones the lowest latents are taken."""
         shape, columns = indices.shape[:-1], indices.shape[-1]
         # by latent, so that position in the gathered values is order of latents
         n = math.prod(shape)  # -1 would be ambiguous where a process has no candidate
         indices, order = indices.reshape(n, columns).sort(dim=-1)
         values = values.reshape(n, columns).gather(-1, order)
-        chosen = self._among_all(values.detach(), k)
+        ranked = values.detach() if scores is None else scores.reshape(n, columns).gather(-1, order)
+        chosen = self._among_all(ranked, k)
         # the chosen ones first, and only as many columns as the fullest row has
         fullest = max(1, int(chosen.sum(-1).max())) if chosen.numel() else min(1, columns)
         order = chosen.to(torch.uint8).argsort(dim=-1, descending=True, stable=True)[:, :fullest]
         values = values.gather(-1, order).masked_fill(~chosen.gather(-1, order), -torch.inf)
         return values.view(*shape, fullest), indices.gather(-1, order).view(*shape, fullest)
 
-    def _among_all(self, values: Tensor, k: int) -> Tensor:
-        n, columns = values.shape
+    def _among_all(self, ranked: Tensor, k: int) -> Tensor:
+        n, columns = ranked.shape
         longest = min(k, max(self.widths))
-        own = values.new_full((n, longest), -torch.inf)
-        own[:, :columns] = values
+        own = ranked.new_full((n, longest), -torch.inf)
+        own[:, :columns] = ranked
         every = self.processes.gather_rows(own, [n] * self.processes.size).view(self.processes.size, n, longest)
         every = every.transpose(0, 1).reshape(n, -1)
         threshold = every.topk(min(k, every.shape[1]), dim=-1).values[:, -1:]
