@@ -7,6 +7,7 @@ what every part reads. The object that shares a dictionary out is training's (`h
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -14,6 +15,7 @@ class WholeDictionary:
     """All latents are here: every operation gives what it was given."""
 
     whole = True
+    first = 0  # which of all latents the first one here is
 
     def choose(self, values: Tensor, indices: Tensor, k: int, scores: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The candidates here that are among the `k` largest of all latents.
@@ -29,6 +31,15 @@ class WholeDictionary:
         """
         return values, indices
 
+    def among(self, values: Tensor, count: int) -> Tensor:
+        """Which of the largest entries here are among the `count` largest of all tokens and latents: a mask `[c]`.
+
+        Args:
+            values (`Tensor`): `[c]`, the largest here, at most `count`; outside the graph.
+            count (`int`): how many of all.
+        """
+        return torch.ones_like(values, dtype=torch.bool)
+
     def sum(self, partial: Tensor) -> Tensor:
         """The sum over all latents of what is known for those here; the gradient of each part is that of the sum."""
         return partial
@@ -40,3 +51,7 @@ class WholeDictionary:
     def count(self, mask: Tensor) -> int:
         """How many of all latents are chosen by a mask of those here."""
         return int(mask.sum())
+
+    def least(self, value: Tensor) -> Tensor:
+        """The smallest over all parts of what is known for that here, entry by entry; outside the graph."""
+        return value

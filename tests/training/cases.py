@@ -50,6 +50,12 @@ def several() -> dict[str, SAE]:
     return saes | {place: make("Standard", hook_in=place, **changes) for place, changes in places.items()}
 
 
+def thresholds() -> dict[str, SAE]:
+    """What is saved beside the weights, of several SAEs: not all of them are in the first process."""
+    small = make("Matryoshka", d_sae=24, k=2, group_bounds=[3, 14, 24])
+    return {"batch_topk": make("BatchTopK", k=3), "matryoshka": small}
+
+
 def crosscoder(dead: str | None = None, **changes: Any) -> SAE:
     places = {"d_in": 2 * WIDTH, "hook_in": ["resid_post.0", "resid_post.1"], "input_norm": "scalar"}
     return make("Crosscoder", dead, **places | changes)
@@ -78,9 +84,17 @@ CASES: dict[str, tuple[Build, dict[str, Any]]] = {
     "bilinear": (lambda: make("Bilinear", "encoder.left.weight", k=3), DEAD | {"max_grad_norm": 0.05}),
     "crosscoder": (crosscoder, {}),
     "crosscoder-topk": (lambda: crosscoder(BIAS, k=3), DEAD),
+    "batch_topk": (lambda: make("BatchTopK", BIAS, k=2.5), DEAD),
+    "thresholds": (thresholds, {}),
     "transcoder": (transcoder, {"max_grad_norm": 0.01}),
     "several": (several, {}),
 }
+COUPLED = ("batch_topk", "thresholds")  # a share of a batch is not selected as in the whole: see `couples_tokens`
+
+
+def schemes_of(case: str) -> list[str]:
+    """In which several processes equal one."""
+    return ["latents", "saes"] if case in COUPLED else ["data", "latents", "saes"]
 
 
 def feed(case: str) -> list[Any]:

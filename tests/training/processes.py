@@ -25,7 +25,7 @@ from hf_sae.models import AutoSAE
 from hf_sae.training import SAETrainer, SAETrainingArguments
 from hf_sae.training.parallel import Processes
 from hf_sae.training.parallel.latents import SharedDictionary
-from tests.training.cases import CASES, STEPS, TOKENS, batches, feed
+from tests.training.cases import CASES, STEPS, TOKENS, batches, feed, schemes_of
 
 
 HALF = 10
@@ -197,8 +197,8 @@ def main(folder: Path, cases: Sequence[str]) -> None:
         return
     state = Accelerator().state  # a PartialState made first would not read ACCELERATE_USE_CPU
     assert state.num_processes == int(os.environ["WORLD_SIZE"]), state.num_processes
-    for scheme in ("data", "latents", "saes"):
-        for case in cases or CASES:
+    for case in cases or CASES:
+        for scheme in schemes_of(case):
             compare(folder, case, scheme)
             if state.is_main_process:
                 sys.stdout.write(f"SAME {state.num_processes} {scheme} {case}\n")

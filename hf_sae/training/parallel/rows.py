@@ -87,8 +87,8 @@ def _pieces(processes: Processes, sae: SAE, bounds: list[int]) -> Iterator[Tenso
 
 
 def _ordered(sae: SAE) -> list[tuple[str, Tensor]]:
-    tensors = [(name, parameter.detach()) for name, parameter in sae.named_parameters()]
-    return sorted(tensors, key=lambda item: (-item[1].element_size(), item[0]))  # wide ones first: all are aligned
+    # parameters and buffers; wide ones first: all are aligned
+    return sorted(sae.state_dict().items(), key=lambda item: (-item[1].element_size(), item[0]))
 
 
 def _write_header(file: IO[bytes], sae: SAE) -> None:
