@@ -12,7 +12,7 @@ the smallest entry that was kept, and is saved in float32. A model whose θ was 
 * θ's mean is exponential, of about 100 steps, and divided by its total weight: without bias from the first step on (a mean
   that starts at 0 lets too many latents through for long).
 * The encoder's product has no graph: gradients touch the kept entries only (`entry_ops`).
-* Parts of an accumulated batch and processes select among their own tokens. Padding must be left out before, as streams do.
+* Parts of an accumulated batch, and processes that share out tokens, select among their own. Padding must be left out before, as streams do.
 """
 
 from typing import Any, ClassVar

@@ -50,8 +50,8 @@ class SAE(Saving, Normalising, Weights, PreTrainedModel):
     # What an architecture needs of each token besides its activation, such as ("gradient",): training puts it into
     # `state.given`, from the batch's entries `"<place>/<name>"` of the places that are written.
     needs: ClassVar[tuple[str, ...]] = ()
-    # Whether in training the latents of a token depend on the other tokens: each process and each part of an
-    # accumulated batch then selects among its own.
+    # Whether in training the latents of a token depend on the other tokens: each part of an accumulated batch, and each
+    # process where processes share out tokens, then selects among its own.
     couples_tokens: ClassVar[bool] = False
 
     def __init__(self, config: SAEConfig) -> None:

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from hf_sae.errors import CheckpointError, ConfigError
 from hf_sae.models import SAE, AutoSAE, registered
+from hf_sae.models.checkpoint import FEATURE_STATS
 from hf_sae.training.parallel import Processes, SharedLatents, rows
 from hf_sae.training.parallel.latents import SharedDictionary
 from tests.training import processes
@@ -131,8 +132,10 @@ def test_what_cannot_be_shared_out_is_refused() -> None:
 def test_any_process_writes_what_is_saved_beside_the_weights(tmp_path: Path) -> None:
     sae = make("BatchTopK", k=3)
     sae.threshold.fill_(0.25)
-    rows.save_whole(sae, tmp_path / "sae")
-    assert AutoSAE.from_pretrained(tmp_path / "sae").threshold == 0.25
+    (tmp_path / FEATURE_STATS).write_bytes(b"of the weights that stood there before")
+    rows.save_whole(sae, tmp_path)
+    assert AutoSAE.from_pretrained(tmp_path).threshold == 0.25
+    assert not (tmp_path / FEATURE_STATS).exists()
 
 
 def test_part_of_an_sae_is_neither_trained_nor_saved_as_a_whole(tmp_path: Path) -> None:
