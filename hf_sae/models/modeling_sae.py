@@ -45,10 +45,7 @@ class SAE(Saving, Normalising, Weights, PreTrainedModel):
     # Parameters with a row per latent. An architecture that names its own may be trained with its latents shared out
     # among processes: all that it computes over latents then has to go through `self.dictionary`.
     per_latent: ClassVar[tuple[str, ...]] = ()
-    held_by_all: ClassVar[tuple[str, ...]] = (
-        "decoder.bias",
-        "skip.weight",
-    )  # what every process then has, and keeps equal
+    held_by_all: ClassVar[tuple[str, ...]] = ("decoder.bias", "skip.weight")  # what every process then has too
     # What an architecture needs of each token besides its activation, such as ("gradient",): training puts it into
     # `state.given`, from the batch's entries `"<place>/<name>"` of the places that are written.
     needs: ClassVar[tuple[str, ...]] = ()
