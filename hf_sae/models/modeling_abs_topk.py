@@ -63,6 +63,7 @@ class AbsTopKSAE(SAE):
     paper: ClassVar[str] = (
         "Zhu et al. 2025, AbsTopK: Rethinking sparse autoencoders for bidirectional features, arXiv:2510.00404"
     )
+    per_latent: ClassVar[tuple[str, ...]] = ("encoder.weight", "encoder.bias", "decoder.weight")
 
     def __init__(self, config: AbsTopKConfig) -> None:
         super().__init__(config)

@@ -12,7 +12,7 @@ the smallest entry that was kept, and is saved in float32. A model whose θ was 
 * θ's mean is exponential, of about 100 steps, and divided by its total weight: without bias from the first step on (a mean
   that starts at 0 lets too many latents through for long).
 * The encoder's product has no graph: gradients touch the kept entries only (`entry_ops`).
-* Parts of an accumulated batch and processes select among their own tokens. Padding must be left out before, as streams do.
+* Parts of an accumulated batch, and processes that share out tokens, select among their own. Padding must be left out before, as streams do.
 """
 
 from typing import Any, ClassVar
@@ -23,6 +23,7 @@ from transformers import initialization as init
 
 from .adapters import has_adapter
 from .configuration_sae import SAEConfig, require_amounts, require_between, strict_config
+from .dictionary import WholeDictionary
 from .entry_ops import Choice, compressed
 from .entry_ops import select_entries as select_entries_of
 from .errors import ConfigError
@@ -66,6 +67,8 @@ class BatchTopKSAE(SAE):
 
     config: BatchTopKConfig
     paper: ClassVar[str] = "Bussmann et al. 2024, BatchTopK Sparse Autoencoders, arXiv:2412.06410"
+    per_latent: ClassVar[tuple[str, ...]] = ("encoder.weight", "encoder.bias", "decoder.weight")
+    held_by_all: ClassVar[tuple[str, ...]] = (*SAE.held_by_all, "threshold")
     couples_tokens: ClassVar[bool] = True
     _keep_in_fp32_modules_strict: ClassVar[list[str]] = ["threshold"]
     threshold: Tensor
@@ -104,7 +107,7 @@ class BatchTopKSAE(SAE):
     @torch.no_grad()
     def statistics(self, result: Pass) -> dict[str, Tensor]:
         """The smallest kept entry."""
-        return smallest_kept(result.latents)
+        return smallest_kept(self, result.latents)
 
     @torch.no_grad()
     def initialize_from(self, x: Tensor, target: Tensor, state: TrainingState) -> None:
@@ -145,23 +148,26 @@ def require_mean_l0(config: Any) -> None:
 
 
 @torch.no_grad()
-def batch_top_k(pre_activations: Tensor, k: float) -> Tensor:
+def batch_top_k(pre_activations: Tensor, k: float, dictionary: WholeDictionary | None = None) -> Tensor:
     """`[entries]`, ascending: where in the flattened `[tokens, d_sae]` the `round(k * tokens)` largest positive values are.
 
-    Fewer, where fewer are positive. Which of equal values are taken is not defined, as in `Tensor.topk`.
+    Fewer, where fewer are positive, or some are in other parts of the `dictionary`. Which of equal values are taken is not
+    defined, as in `Tensor.topk`.
     """
     flat = pre_activations.reshape(-1)
-    count = min(round(k * pre_activations.shape[0]), len(flat))
+    count = round(k * pre_activations.shape[0])
     if not count:
         return torch.empty(0, dtype=torch.long, device=flat.device)
+    here = min(count, len(flat))
     # a GPU's own selection is made for one long row, the tournament for a CPU
-    chosen = flat.topk(count, sorted=False).indices if flat.is_cuda else top_k(flat, count)
-    return chosen[flat[chosen] > 0].sort().values
+    chosen = flat.topk(here, sorted=False).indices if flat.is_cuda else top_k(flat, here)
+    chosen = chosen[flat[chosen] > 0].sort().values
+    return chosen if dictionary is None else chosen[dictionary.among(flat[chosen], count)]
 
 
 def select_batch_top_k(sae: SAE, x: Tensor, k: float, norm: Norm | None) -> tuple[SparseCode, Tensor | None]:
     """The code of the `round(k * tokens)` largest pre-activations of a normalised input `[..., d_in]`."""
-    return select_entries(sae, x, lambda pre: batch_top_k(pre, k), norm)
+    return select_entries(sae, x, lambda pre: batch_top_k(pre, k, sae.dictionary), norm)
 
 
 def select_entries(sae: SAE, x: Tensor, choose: Choice, norm: Norm | None) -> tuple[SparseCode, Tensor | None]:
@@ -175,7 +181,7 @@ def select_entries(sae: SAE, x: Tensor, choose: Choice, norm: Norm | None) -> tu
     """
     rows, pre = x.reshape(-1, x.shape[-1]), None
     if torch.is_grad_enabled() and sae.encoder_is_plain():
-        shift = sae.decoder() if sae.config.subtracts_bias else None
+        shift = sae.dictionary.copy(sae.decoder()) if sae.config.subtracts_bias else None
         values, places = select_entries_of(rows, (sae.encoder.weight, sae.encoder.bias), shift, choose)
     else:
         pre = sae.pre_activations(x)
@@ -184,7 +190,7 @@ def select_entries(sae: SAE, x: Tensor, choose: Choice, norm: Norm | None) -> tu
         values, places = flat.reshape(-1)[positions], compressed(positions, *flat.shape)
     indices, offsets, transposed = places
     shape = tuple(x.shape[:-1])
-    return SparseCode(values, indices, offsets, sae.config.d_sae, norm, shape, transposed), pre
+    return SparseCode(values, indices, offsets, transposed.d_sae, norm, shape, transposed), pre
 
 
 def above(sae: Any, pre_activations: Tensor) -> Tensor:
@@ -216,11 +222,12 @@ def require_threshold(sae: Any) -> None:
         )
 
 
-def smallest_kept(code: Any) -> dict[str, Tensor]:
-    """Statistics for `update_threshold`: the smallest value of a code, and whether there was one."""
+def smallest_kept(sae: SAE, code: Any) -> dict[str, Tensor]:
+    """Statistics for `update_threshold`: the smallest value of a code, over all latents, and whether there was one."""
     values = code.values.detach().float()
-    kept = values.new_tensor(float(len(values) > 0))
-    return {"smallest_kept": values.min() if len(values) else kept, "kept": kept}
+    least = sae.dictionary.least(values.min() if len(values) else values.new_tensor(torch.inf))
+    kept = torch.isfinite(least)
+    return {"smallest_kept": least.where(kept, 0.0), "kept": kept.to(values.dtype)}
 
 
 @torch.no_grad()

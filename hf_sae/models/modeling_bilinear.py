@@ -23,7 +23,7 @@ from .adapters import merged
 from .configuration_sae import SAEConfig, require_amounts, require_between, strict_config
 from .errors import ConfigError
 from .modeling_sae import SAE, Norm
-from .modeling_topk import SCALE_TOKENS, auxk
+from .modeling_topk import SCALE_TOKENS, auxk, largest
 from .outputs import Pass, TrainingState, total_variance
 from .plain_layers import has_hooks, is_plain
 from .row_gradients import Transposed
@@ -73,6 +73,7 @@ class BilinearSAE(SAE):
     paper: ClassVar[str] = (
         "Pearce et al. 2024, Bilinear MLPs enable weight-based mechanistic interpretability, arXiv:2410.08417"
     )
+    per_latent: ClassVar[tuple[str, ...]] = ("encoder.left.weight", "encoder.right.weight", "decoder.weight")
 
     def __init__(self, config: BilinearConfig) -> None:
         super().__init__(config)
@@ -107,15 +108,17 @@ class BilinearSAE(SAE):
         rows = self._centred(x).reshape(-1, x.shape[-1])
         with torch.no_grad():
             products = left(rows), right(rows)
-            indices = top_k(products[0] * products[1], self.config.k)
-        transposed = Transposed(indices, self.config.d_sae)
+            pre = products[0] * products[1]
+            indices = top_k(pre, min(self.config.k, pre.shape[-1]))
+            chosen, indices = self.dictionary.choose(pre.gather(-1, indices), indices, self.config.k)
+        transposed = Transposed(indices, pre.shape[-1])
         factors = [
             chosen_products(rows, layer.weight, product.gather(-1, indices), transposed)
             for layer, product in zip((left, right), products, strict=True)
         ]
-        shape = (*x.shape[:-1], self.config.k)
-        values, indices = (factors[0] * factors[1]).view(shape), indices.view(shape)
-        return SparseCode(values, indices, None, self.config.d_sae, norm, transposed=transposed), None
+        shape = (*x.shape[:-1], indices.shape[-1])
+        values = (factors[0] * factors[1]).masked_fill(chosen == -torch.inf, 0).view(shape)
+        return SparseCode(values, indices.view(shape), None, pre.shape[-1], norm, transposed=transposed), None
 
     def pre_activations_of(self, x: Tensor, latents: Tensor) -> Tensor:
         """`[..., len(latents)]`: the products of some latents; others are not computed where the maps are plain."""
@@ -129,11 +132,10 @@ class BilinearSAE(SAE):
         return is_plain(self.encoder.left) and is_plain(self.encoder.right) and not has_hooks(self.encoder)
 
     def _centred(self, x: Tensor) -> Tensor:
-        return x - self.decoder() if self.config.subtracts_bias else x
+        return x - self.dictionary.copy(self.decoder()) if self.config.subtracts_bias else x
 
     def _largest(self, pre_activations: Tensor, norm: Norm | None) -> SparseCode:
-        indices = top_k(pre_activations, self.config.k)
-        return SparseCode(pre_activations.gather(-1, indices), indices, None, self.config.d_sae, norm)
+        return largest(self, pre_activations, self.config.k, norm, rectify=False)
 
     def penalties(self, result: Pass) -> dict[str, Tensor]:
         """AuxK."""

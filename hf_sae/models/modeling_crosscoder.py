@@ -102,6 +102,7 @@ class CrosscoderSAE(SAE):
         "Lindsey et al. 2024, Sparse crosscoders for cross-layer features and model diffing, "
         "transformer-circuits.pub/2024/crosscoders"
     )
+    per_latent: ClassVar[tuple[str, ...]] = ("encoder.weight", "encoder.bias", "decoder.weight")
 
     def __init__(self, config: CrosscoderConfig) -> None:
         super().__init__(config)
@@ -155,9 +156,9 @@ class CrosscoderSAE(SAE):
         """`λ Σ_i z_i Σ_a ‖w_i,a‖`, or AuxK."""
         if self.config.k is not None:
             return auxk(self, result)
-        written = dense(result.latents) * self.place_norms().sum(-1)
+        written = (dense(result.latents) * self.place_norms().sum(-1)).sum(-1).mean()
         strength = self.config.l1_coefficient * warm_up(self.config.l1_warmup_share, result.state)
-        return {"l1": strength * written.sum(-1).mean() / math.sqrt(result.state.normaliser)}
+        return {"l1": strength * self.dictionary.sum(written) / math.sqrt(result.state.normaliser)}
 
     @torch.no_grad()
     def initialize_from(self, x: Tensor, target: Tensor, state: TrainingState) -> None:

@@ -17,7 +17,7 @@ Reconstructed, since the paper's fit of the budgets and the formula of `aux_zipf
 
 Where few tokens are kept per batch, the mean of the smallest lies above the level that keeps as many at inference (for
 m = 1 by about half of the firings of an exponential tail): rare latents fire somewhat more rarely than in training.
-Parts of an accumulated batch and processes choose among their own tokens.
+Parts of an accumulated batch, and processes that share out tokens, choose among their own.
 """
 
 import math

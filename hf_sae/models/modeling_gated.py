@@ -81,6 +81,7 @@ class GatedSAE(SAE):
     paper: ClassVar[str] = (
         "Rajamanoharan et al. 2024, Improving dictionary learning with gated sparse autoencoders, arXiv:2404.16014"
     )
+    per_latent: ClassVar[tuple[str, ...]] = ("encoder.weight", "encoder.bias", "decoder.weight", "r_mag", "b_mag")
 
     def __init__(self, config: GatedConfig) -> None:
         super().__init__(config)

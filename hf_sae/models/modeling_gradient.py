@@ -73,6 +73,7 @@ class GradientSAE(SAE):
 
     config: GradientConfig
     paper: ClassVar[str] = "Olmo et al. 2024, Features that make a difference, arXiv:2411.10397"
+    per_latent: ClassVar[tuple[str, ...]] = ("encoder.weight", "encoder.bias", "decoder.weight")
     needs: ClassVar[tuple[str, ...]] = ("gradient",)
     _keep_in_fp32_modules_strict: ClassVar[list[str]] = ["threshold"]
 

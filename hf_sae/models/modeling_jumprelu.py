@@ -177,10 +177,12 @@ def scale_of(sae: SAE, x: Tensor) -> float:
 @torch.no_grad()
 def rarest(sae: SAE, x: Tensor, target_l0: float) -> Tensor:
     """`[d_sae]`: above which pre-activation each latent fires on a share `target_l0 / d_sae` of a sample of inputs
-    `[tokens, d_in]`; on at least one of them."""
+    `[tokens, d_in]`; on at least one of them, and not on all of several."""
     x, _ = sae.normalize(x[:SAMPLE_FOR_THRESHOLDS])
-    firing = min(x.shape[0], max(1, round(x.shape[0] * target_l0 / sae.config.d_sae)))
-    return in_full_precision(sae.pre_activations(x)).topk(firing, dim=0).values[-1]
+    firing = max(1, min(x.shape[0] - 1, round(x.shape[0] * target_l0 / sae.config.d_sae)))
+    largest = in_full_precision(sae.pre_activations(x)).topk(min(firing + 1, x.shape[0]), dim=0).values
+    # half-way to the next: at a token's own pre-activation, rounding would decide whether it fires on that token
+    return largest[-2:].mean(0)
 
 
 def excess_l0(state: TrainingState, target: float) -> float:

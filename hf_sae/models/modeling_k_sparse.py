@@ -18,10 +18,10 @@ from transformers import initialization as init
 
 from .configuration_sae import SAEConfig, strict_config
 from .modeling_sae import SAE, Norm
-from .modeling_topk import annealed_k, length_scale, require_annealing
+from .modeling_topk import annealed_k, largest, length_scale, require_annealing
 from .outputs import TrainingState
 from .sparse_code import SparseCode
-from .sparse_ops import select_pre_activations, top_k
+from .sparse_ops import select_pre_activations, settle
 
 
 @strict_config
@@ -67,6 +67,7 @@ class KSparseSAE(SAE):
 
     config: KSparseConfig
     paper: ClassVar[str] = "Makhzani & Frey 2013, k-Sparse autoencoders, arXiv:1312.5663"
+    per_latent: ClassVar[tuple[str, ...]] = ("decoder.weight", "unit_bias")
     unit_norm_decoder = False  # the length of a row is the gain of its unit, which a tied model has nowhere else
 
     def __init__(self, config: KSparseConfig) -> None:
@@ -85,11 +86,15 @@ class KSparseSAE(SAE):
 
     def pre_activations(self, x: Tensor) -> Tensor:
         """`[..., d_sae]`: `W (x - b_dec) + b`."""
-        return F.linear(x - self.decoder() if self.config.subtracts_bias else x, self.decoder.weight, self.unit_bias)
+        shift = self._shift()
+        return F.linear(x if shift is None else x - shift, self.decoder.weight, self.unit_bias)
+
+    def _shift(self) -> Tensor | None:
+        return self.dictionary.copy(self.decoder()) if self.config.subtracts_bias else None
 
     def activate(self, pre_activations: Tensor) -> Tensor:
         """Dense latents of the `config.k_inference` largest pre-activations."""
-        return _kept(pre_activations, self.config.k_inference, None).to_dense()
+        return largest(self, pre_activations, self.config.k_inference, None, rectify=False).to_dense()
 
     def latents_of(
         self, x: Tensor, norm: Norm | None, state: TrainingState | None = None
@@ -99,15 +104,12 @@ class KSparseSAE(SAE):
         k = k if state is None or state.k is None else state.k
         if not torch.is_grad_enabled():
             pre = self.pre_activations(x)
-            return _kept(pre, k, norm), pre
-        shift = self.decoder() if self.config.subtracts_bias else None
+            return largest(self, pre, k, norm, rectify=False), pre
         rows, encoder = x.reshape(-1, x.shape[-1]), (self.decoder.weight, self.unit_bias)
-        values, indices, transposed = select_pre_activations(rows, encoder, shift, k)
-        shape = (*x.shape[:-1], indices.shape[-1])
-        code = SparseCode(
-            values.view(shape), indices.view(shape), None, self.config.d_sae, norm, transposed=transposed
-        )
-        return code, None
+        values, indices, transposed = select_pre_activations(rows, encoder, self._shift(), k, self.dictionary)
+        shape, d_sae = (*x.shape[:-1], indices.shape[-1]), transposed.d_sae
+        values = settle(values, rectify=False).view(shape)
+        return SparseCode(values, indices.view(shape), None, d_sae, norm, transposed=transposed), None
 
     @torch.no_grad()
     def initialize_from(self, x: Tensor, target: Tensor, state: TrainingState) -> None:
@@ -132,8 +134,3 @@ class KSparseSAE(SAE):
     def b_enc(self) -> Tensor:
         """`[d_sae]`, read-only."""
         return self.unit_bias.detach()
-
-
-def _kept(pre_activations: Tensor, k: int, norm: Norm | None) -> SparseCode:
-    indices = top_k(pre_activations, k)
-    return SparseCode(pre_activations.gather(-1, indices), indices, None, pre_activations.shape[-1], norm)

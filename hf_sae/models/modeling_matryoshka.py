@@ -90,6 +90,8 @@ class MatryoshkaSAE(SAE):
 
     config: MatryoshkaConfig
     paper: ClassVar[str] = "Bussmann et al. 2025, Learning Multi-Level Features with Matryoshka SAEs, arXiv:2503.17547"
+    per_latent: ClassVar[tuple[str, ...]] = ("encoder.weight", "encoder.bias", "decoder.weight")
+    held_by_all: ClassVar[tuple[str, ...]] = (*SAE.held_by_all, "threshold")
     couples_tokens: ClassVar[bool] = True
     _keep_in_fp32_modules_strict: ClassVar[list[str]] = ["threshold"]
     threshold: Tensor
@@ -164,10 +166,12 @@ class MatryoshkaSAE(SAE):
 
     def _group_sums(self, latents: Tensor | SparseCode) -> Tensor:
         """`[tokens, groups - 1, d_out]`: what the latents between two bounds add up to; those of the last group are left out."""
-        weight, bounds = self.decoder.weight, self.config.bounds
+        weight = self.decoder.weight
+        bounds = [max(0, bound - self.dictionary.first) for bound in self.config.bounds]  # from the first latent here
         if not isinstance(latents, SparseCode):
             rows, ranges = latents.reshape(-1, latents.shape[-1]), pairwise([0, *bounds[:-1]])
-            return torch.stack([rows[:, low:high] @ weight[low:high] for low, high in ranges], dim=1)
+            sums = torch.stack([rows[:, low:high] @ weight[low:high] for low, high in ranges], dim=1)
+            return self.dictionary.sum(sums)
         n_groups, inner = len(bounds) - 1, latents.indices < bounds[-2]
         indices, values = latents.indices[inner], latents.values[inner]
         groups = torch.bucketize(indices, torch.tensor(bounds[:-1], device=indices.device), right=True)
@@ -176,12 +180,12 @@ class MatryoshkaSAE(SAE):
         sums = decode_entries(
             values, indices, row_starts(bags, n_bags), weight, Transposed(indices, weight.shape[0], bags)
         )
-        return sums.view(latents.n_rows, n_groups, -1)
+        return self.dictionary.sum(sums).view(latents.n_rows, n_groups, -1)
 
     @torch.no_grad()
     def statistics(self, result: Pass) -> dict[str, Tensor]:
         """The smallest kept entry."""
-        return smallest_kept(result.latents)
+        return smallest_kept(self, result.latents)
 
     @torch.no_grad()
     def initialize_from(self, x: Tensor, target: Tensor, state: TrainingState) -> None:

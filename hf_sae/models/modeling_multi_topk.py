@@ -28,6 +28,7 @@ from .modeling_topk import (
 from .outputs import Pass, TrainingState
 from .row_gradients import Transposed
 from .sparse_code import SparseCode
+from .sparse_ops import settle
 
 
 @strict_config
@@ -70,6 +71,7 @@ class MultiTopKSAE(SAE):
 
     config: MultiTopKConfig
     paper: ClassVar[str] = "Gao et al. 2024, Scaling and evaluating sparse autoencoders, arXiv:2406.04093"
+    per_latent: ClassVar[tuple[str, ...]] = ("encoder.weight", "encoder.bias", "decoder.weight")
 
     def __init__(self, config: MultiTopKConfig) -> None:
         super().__init__(config)
@@ -86,13 +88,13 @@ class MultiTopKSAE(SAE):
         k = self.config.k if state is None or state.k is None else state.k
         if state is None or not self.config.wide_weight:
             return select_top_k(self, x, k, norm)
-        d_sae = self.config.d_sae
-        wide, pre = select_top_k(self, x, min(k * self.config.wide_multiplier, d_sae), norm)
-        places = wide.values.detach().topk(min(k, d_sae), dim=-1, sorted=False).indices
-        indices = wide.indices.gather(-1, places)
+        wide, pre = select_top_k(self, x, min(k * self.config.wide_multiplier, self.config.d_sae), norm)
+        places = wide.values.detach().topk(min(k, wide.values.shape[-1]), dim=-1, sorted=False).indices
+        values, indices = wide.values.gather(-1, places), wide.indices.gather(-1, places)
+        values, indices = self.dictionary.choose(values, indices, k)
+        d_sae = wide.d_sae
         transposed = None if wide.transposed is None else Transposed(indices.reshape(-1, indices.shape[-1]), d_sae)
-        values = wide.values.gather(-1, places)
-        return SparseCode(values, indices, None, d_sae, norm, transposed=transposed, wider=wide), pre
+        return SparseCode(settle(values), indices, None, d_sae, norm, transposed=transposed, wider=wide), pre
 
     def penalties(self, result: Pass) -> dict[str, Tensor]:
         """The weighted error of the wider code (which a state asks for), and AuxK."""

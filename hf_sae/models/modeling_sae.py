@@ -46,11 +46,11 @@ class SAE(Saving, Normalising, Weights, PreTrainedModel):
     # Parameters with a row per latent. An architecture that names its own may be trained with its latents shared out
     # among processes: all that it computes over latents then has to go through `self.dictionary`.
     per_latent: ClassVar[tuple[str, ...]] = ()
+    held_by_all: ClassVar[tuple[str, ...]] = ("decoder.bias", "skip.weight")  # what every process then has too
     # What an architecture needs of each token besides its activation, such as ("gradient",): training puts it into
     # `state.given`, from the batch's entries `"<place>/<name>"` of the places that are written.
     needs: ClassVar[tuple[str, ...]] = ()
-    # Whether in training the latents of a token depend on the other tokens: each process and each part of an
-    # accumulated batch then selects among its own.
+    # Whether in training a token's latents depend on other tokens, of which a process or a part of a batch may lack some.
     couples_tokens: ClassVar[bool] = False
 
     def __init__(self, config: SAEConfig) -> None:

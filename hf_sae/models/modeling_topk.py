@@ -20,7 +20,7 @@ from .modeling_sae import SAE, Norm
 from .outputs import Pass, TrainingState
 from .screening import can_screen
 from .sparse_code import SparseCode
-from .sparse_ops import select_pre_activations, select_rows, top_k
+from .sparse_ops import select_pre_activations, select_rows, settle, top_k
 
 
 SCALE_TOKENS = 4096  # activations that the length of the encoder rows is fitted to
@@ -133,11 +133,9 @@ def largest(
     """The code of the `k` largest of given pre-activations `[..., d_sae]`; see [`select_top_k`]."""
     ranked = pre_activations if score is None else score(pre_activations.detach())
     indices = top_k(ranked, min(k, pre_activations.shape[-1]))
-    values = pre_activations.gather(-1, indices)
-    if score is None:
-        values, indices = sae.dictionary.choose(values, indices, k)
-    values = torch.relu(values) if rectify else values
-    return SparseCode(values, indices, None, pre_activations.shape[-1], norm)
+    scores = None if score is None else ranked.gather(-1, indices)
+    values, indices = sae.dictionary.choose(pre_activations.gather(-1, indices), indices, k, scores)
+    return SparseCode(settle(values, rectify), indices, None, pre_activations.shape[-1], norm)
 
 
 def select_top_k(
@@ -157,8 +155,7 @@ def select_top_k(
         x (`Tensor`): `[..., d_in]`.
         k (`int`): how many.
         norm (`tuple`, *optional*): of the tokens, for the code.
-        score (`Callable`, *optional*): from all pre-activations, what latents are ranked by instead; outside the graph, and
-            only for a dictionary that is not shared out.
+        score (`Callable`, *optional*): from all pre-activations, what latents are ranked by instead; outside the graph.
         rectify (`bool`): whether negative ones that were chosen become zero.
     """
     if not sae.encoder_is_plain() or not (torch.is_grad_enabled() or can_screen(x, sae.encoder.weight, k)):
@@ -169,7 +166,7 @@ def select_top_k(
     encoder = (sae.encoder.weight, sae.encoder.bias)
     values, indices, transposed = select_pre_activations(rows, encoder, shift, k, sae.dictionary, score)
     shape, d_sae = (*x.shape[:-1], indices.shape[-1]), sae.encoder.weight.shape[0]
-    values = (torch.relu(values) if rectify else values).view(shape)
+    values = settle(values, rectify).view(shape)
     return SparseCode(values, indices.view(shape), None, d_sae, norm, transposed=transposed), None
 
 
@@ -192,12 +189,8 @@ def auxk(sae: SAE, result: Pass, by_magnitude: bool = False, candidates: Tensor 
     pre = _pre_activations_of(sae, result.x.reshape(-1, result.x.shape[-1]), index)
     scores = pre.detach().abs() if by_magnitude else pre.detach()
     scores, chosen = scores.topk(min(k_aux, pre.shape[-1]), dim=-1, sorted=False)
-    if not by_magnitude:
-        values, chosen = sae.dictionary.choose(pre.gather(-1, chosen), chosen, k_aux)
-        values = torch.relu(values)
-    else:
-        values = pre.gather(-1, chosen)
-    latents = torch.zeros_like(pre).scatter(-1, chosen, values)
+    values, chosen = sae.dictionary.choose(pre.gather(-1, chosen), chosen, k_aux, scores)
+    latents = torch.zeros_like(pre).scatter(-1, chosen, settle(values, rectify=not by_magnitude))
     left_over = result.error.detach().reshape(-1, result.error.shape[-1])
     norm = None if result.norm is None else (result.norm[0].reshape(-1, 1), result.norm[1].reshape(-1, 1))
     partial = latents @ select_rows(sae.decoder.rows(), index)

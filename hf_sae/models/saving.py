@@ -36,6 +36,7 @@ class Saving(Base):
     """Comes before `PreTrainedModel` among the bases of [`SAE`]."""
 
     feature_stats: dict[str, Tensor] | None
+    decoder: Any
 
     @classmethod
     def from_pretrained(
@@ -74,6 +75,11 @@ class Saving(Base):
         """
         if Path(save_directory).is_file():
             raise CheckpointError(f"{str(save_directory)!r} is a file: give a folder.")
+        if not self.decoder.dictionary.whole:
+            raise CheckpointError(
+                f"this object holds a part of its {self.config.d_sae} latents, as training with parallelism='latents' leaves it. "
+                "The trainer wrote the whole to its output_dir: load it from there."
+            )
         push, repo_id = kwargs.pop("push_to_hub", False), kwargs.pop("repo_id", Path(save_directory).name)
         upload = {key: kwargs.pop(key) for key in PUSH_OPTIONS if key in kwargs}
         code = with_code(self) if kwargs.pop("include_code", False) else without_code(self)

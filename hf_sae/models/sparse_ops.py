@@ -65,6 +65,11 @@ def decode(values: Tensor, indices: Tensor, weight: Tensor, transposed: Transpos
     return _Decode.apply(values, indices, weight, transposed or Transposed(indices, weight.shape[0]))
 
 
+def settle(values: Tensor, rectify: bool = True) -> Tensor:
+    """What [`WholeDictionary.choose`] gave, `[..., k]`, as latents: rectified or not, and zero where nothing was chosen."""
+    return torch.relu(values) if rectify else values.masked_fill(values == -torch.inf, 0)
+
+
 def dots(rows: Tensor, indices: Tensor, weight: Tensor) -> Tensor:
     """`[tokens, k]`: the scalar products of `rows[t]` `[tokens, d]` and `weight[indices[t, j]]`."""
     if kernels := kernels_for(rows):
@@ -211,22 +216,22 @@ def select_pre_activations(
         shift (`Tensor`, *optional*): `[d_in]`.
         k (`int`): how many.
         dictionary ([`WholeDictionary`], *optional*): of which the encoder has a part, where it has not all.
-        score (`Callable`, *optional*): what latents are ranked by instead, from all pre-activations `[tokens, d_sae]`; needs
-            the whole dictionary.
+        score (`Callable`, *optional*): what latents are ranked by instead, from all pre-activations `[tokens, d_sae]`.
 
     Returns:
         Values and indices `[tokens, k]` (see [`WholeDictionary.choose`]), and the transpose of the indices.
     """
     weight, bias = encoder
     with torch.no_grad():
-        centred = x if shift is None else x - shift
+        centred, scores = x if shift is None else x - shift, None
         if score is None:
             values, indices = encode_top_k(centred, weight, bias, min(k, weight.shape[0]))
-            values, indices = (dictionary or WholeDictionary()).choose(values, indices, k)
         else:
             pre_activations = F.linear(centred, weight, bias)
-            indices = top_k(score(pre_activations), min(k, weight.shape[0]))
-            values = pre_activations.gather(-1, indices)
+            ranked = score(pre_activations)
+            indices = top_k(ranked, min(k, weight.shape[0]))
+            values, scores = pre_activations.gather(-1, indices), ranked.gather(-1, indices)
+        values, indices = (dictionary or WholeDictionary()).choose(values, indices, k, scores)
     transposed = Transposed(indices, weight.shape[0])
     return _Selected.apply(x, weight, bias, shift, centred, values, transposed), indices, transposed
 

@@ -30,7 +30,16 @@ class Trainee:
 
     @classmethod
     def prepare(cls, name: str, sae: SAE, args: SAETrainingArguments, scheme: DataParallel) -> Trainee:
-        """Lets the scheme put the SAE, or its part, where this process computes, and makes its optimiser."""
+        """Lets the scheme put the SAE, or its part, where this process computes, and makes its optimiser.
+
+        Raises:
+            ConfigError: for an SAE without anything to train, or one that is a part left by another run.
+        """
+        if not sae.dictionary.whole:
+            raise ConfigError(
+                f"{name} holds a part of its {sae.config.d_sae} latents, as parallelism='latents' leaves it. Load the whole from "
+                "the output_dir of that run."
+            )
         scheme.place(name, sae.train())
         device = scheme.processes.device
         fused = device.type in ("cpu", "cuda", "xpu")
@@ -139,8 +148,8 @@ class Trainee:
         self.scheme.sum_gradients(self.optimizer)
         clip = None
         if args.max_grad_norm is not None:
-            named = {name: p for name, p in self.sae.named_parameters() if p.requires_grad}
-            clip = (args.max_grad_norm / (self.scheme.gradient_norm(self.optimizer, named) + 1e-6)).clamp_max(1.0)
+            norm = self.scheme.gradient_norm(self.sae, self.optimizer)
+            clip = (args.max_grad_norm / (norm + 1e-6)).clamp_max(1.0)
         self.optimizer.update(clip)
         self.optimizer.zero_grad()
         self._count(fired, total)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hf_sae.models import ConfigError, JumpReLUConfig, JumpReLUSAE, StandardConfig, StandardSAE, TrainingState
 from hf_sae.models.l0_penalties import PENALTIES, step
-from hf_sae.models.modeling_jumprelu import _JumpReLU
+from hf_sae.models.modeling_jumprelu import _JumpReLU, rarest
 
 
 def build(**changes) -> JumpReLUSAE:
@@ -59,6 +59,16 @@ def test_initialisation_starts_at_the_target() -> None:
     sae.initialize_from(x, x, state)
     assert abs(float(sae.eval().encode_sparse(x).l0()) - 5) < 0.5
     assert sae.encode_sparse(x).firing_counts().min() > 0
+
+
+@pytest.mark.parametrize(("n", "firing"), [(256, 77), (2, 1)])
+def test_no_token_of_the_sample_lies_on_a_threshold(n: int, firing: int) -> None:
+    """Where one does, rounding decides whether it fires: which kernel computes the product, and in how many rows."""
+    sae = build().double()
+    x = torch.randn(n, 6, dtype=torch.double, generator=torch.Generator().manual_seed(1))
+    above = sae.pre_activations(x) - rarest(sae, x, 3.0)
+    assert ((above > 0).sum(0) == firing).all()
+    assert above.abs().min() > 1e-9
 
 
 def test_dead_latents_are_pulled_towards_firing() -> None:

@@ -21,93 +21,16 @@ from accelerate import Accelerator, PartialState
 from safetensors.torch import load_file, save_file
 
 from hf_sae.errors import CheckpointError, DataError, DistributedError
-from hf_sae.models import (
-    SAE,
-    AutoSAE,
-    JumpReLUConfig,
-    JumpReLUSAE,
-    PAnnealConfig,
-    PAnnealSAE,
-    StandardConfig,
-    StandardSAE,
-    TopKConfig,
-    TopKSAE,
-)
+from hf_sae.models import AutoSAE
 from hf_sae.training import SAETrainer, SAETrainingArguments
 from hf_sae.training.parallel import Processes
 from hf_sae.training.parallel.latents import SharedDictionary
-from tests.training.planted import planted
+from tests.training.cases import CASES, STEPS, TOKENS, batches, feed, schemes_of
 
 
 HALF = 10
 RESUMED = ("topk", "jumprelu", "several")
-STEPS, TOKENS, WIDTH, LATENTS = 20, 64, 16, 50  # 50 rows on 4 processes: unequal ranges
-POINT = {"d_in": WIDTH, "d_sae": LATENTS, "hook_in": "resid_post.0"}
 TOLERANCE = 1e-9
-
-
-def batches(transcoder: bool) -> list[Any]:
-    x, _ = planted(STEPS * TOKENS)
-    x = x.double()
-    y = x @ torch.randn(WIDTH, 10, generator=torch.Generator().manual_seed(1)).double() / 4
-    pairs = zip(x.split(TOKENS), y.split(TOKENS), strict=True)
-    return list(pairs) if transcoder else list(x.split(TOKENS))
-
-
-def with_dead(sae: SAE) -> SAE:
-    """Latents that never fire at first, in the range of every process."""
-    with torch.no_grad():
-        sae.encoder.bias[::4] = -50.0
-    return sae
-
-
-def make(config: Any, cls: type, dead: bool = False) -> SAE:
-    torch.manual_seed(3)
-    sae = cls(config).double()
-    return with_dead(sae) if dead else sae
-
-
-def transcoder(**changes: Any) -> SAE:
-    places = {"d_out": 10, "hook_in": "mlp_in.0", "hook_out": "mlp_out.0", "skip": True}
-    return make(TopKConfig(**POINT | places | {"k": 4} | changes), TopKSAE)
-
-
-CASES: dict[str, tuple[Callable[[], SAE | dict[str, SAE]], dict[str, Any]]] = {
-    "topk": (lambda: make(TopKConfig(**POINT, k=3, k_aux=10), TopKSAE, dead=True), {"dead_after_tokens": 2 * TOKENS}),
-    "topk-norm": (
-        lambda: make(TopKConfig(**POINT, k=3, input_norm="layer_norm", k_start=9), TopKSAE, dead=True),
-        {"dead_after_tokens": 2 * TOKENS},
-    ),
-    "accumulation": (
-        lambda: make(TopKConfig(**POINT, k=3), TopKSAE, dead=True),
-        {"gradient_accumulation_steps": 3, "dead_after_tokens": TOKENS},
-    ),
-    "jumprelu": (
-        lambda: make(JumpReLUConfig(**POINT, target_l0=4), JumpReLUSAE, dead=True),
-        {"dead_after_tokens": 2 * TOKENS},
-    ),
-    "standard": (lambda: make(StandardConfig(**POINT), StandardSAE), {"max_grad_norm": 0.05}),
-    "p_anneal": (lambda: make(PAnnealConfig(**POINT), PAnnealSAE), {}),
-    "transcoder": (transcoder, {"max_grad_norm": 0.01}),
-}
-
-
-def several() -> dict[str, SAE]:
-    places = {"resid_post.0": {}, "resid_post.1": {"d_sae": 24}}
-    saes = {f"k{k}": make(TopKConfig(**POINT, k=k), TopKSAE) for k in (2, 4)}
-    for place, changes in places.items():
-        saes[place] = make(StandardConfig(**POINT | changes | {"hook_in": place}), StandardSAE)
-    return saes
-
-
-CASES["several"] = (several, {})
-
-
-def feed(case: str) -> list[Any]:
-    if case == "several":
-        x = batches(False)
-        return [{"resid_post.0": a, "resid_post.1": b, "resid_post.2": b} for a, b in zip(x, reversed(x), strict=True)]
-    return batches(case == "transcoder")
 
 
 def share_of(batch: Any, rank: int, size: int) -> Any:
@@ -274,8 +197,8 @@ def main(folder: Path, cases: Sequence[str]) -> None:
         return
     state = Accelerator().state  # a PartialState made first would not read ACCELERATE_USE_CPU
     assert state.num_processes == int(os.environ["WORLD_SIZE"]), state.num_processes
-    for scheme in ("data", "latents", "saes"):
-        for case in cases or CASES:
+    for case in cases or CASES:
+        for scheme in schemes_of(case):
             compare(folder, case, scheme)
             if state.is_main_process:
                 sys.stdout.write(f"SAME {state.num_processes} {scheme} {case}\n")

@@ -10,14 +10,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors import safe_open
 from safetensors.torch import load_file
 
 from hf_sae.errors import CheckpointError, ConfigError
-from hf_sae.models import SAE
-from hf_sae.training.parallel import Processes, SharedLatents
+from hf_sae.models import SAE, AutoSAE, registered
+from hf_sae.models.checkpoint import FEATURE_STATS
+from hf_sae.training.parallel import Processes, SharedLatents, rows
+from hf_sae.training.parallel.latents import SharedDictionary
 from tests.training import processes
-from tests.training.planted import topk
+from tests.training.cases import CASES, make, schemes_of
+from tests.training.planted import topk, trainer
 
 
 ROOT = Path(__file__).parents[2]
@@ -31,7 +35,7 @@ def torchrun(count: int, *command: str) -> str:
         env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=500,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr[-6000:]
@@ -51,8 +55,8 @@ def two(expected: Path) -> tuple[Path, str]:
 
 
 def test_two_processes_equal_one(two: tuple[Path, str]) -> None:
-    for scheme in ("data", "latents", "saes"):
-        for case in processes.CASES:
+    for case in CASES:
+        for scheme in schemes_of(case):
             assert f"SAME 2 {scheme} {case}" in two[1]
 
 
@@ -66,7 +70,9 @@ def test_four_processes_equal_one(expected: Path, tmp_path: Path) -> None:
     for path in expected.glob("*.*"):
         (tmp_path / path.name).symlink_to(path)
     (tmp_path / "alone").symlink_to(expected / "alone")
-    assert torchrun(4, "tests.training.processes", str(tmp_path)).count("SAME 4") == 3 * len(processes.CASES)
+    assert torchrun(4, "tests.training.processes", str(tmp_path)).count("SAME 4") == sum(
+        len(schemes_of(case)) for case in CASES
+    )
 
 
 @pytest.mark.parametrize("scheme", ["data", "latents", "saes"])
@@ -121,6 +127,30 @@ def test_what_cannot_be_shared_out_is_refused() -> None:
         SharedLatents(many, {"sae": sae})
     with pytest.raises(ConfigError, match=r"Unknown.*parallelism='data'"):
         SharedLatents(many, {"sae": Unknown(topk().config)})
+
+
+def test_any_process_writes_what_is_saved_beside_the_weights(tmp_path: Path) -> None:
+    sae = make("BatchTopK", k=3)
+    sae.threshold.fill_(0.25)
+    (tmp_path / FEATURE_STATS).write_bytes(b"of the weights that stood there before")
+    rows.save_whole(sae, tmp_path)
+    assert AutoSAE.from_pretrained(tmp_path).threshold == 0.25
+    assert not (tmp_path / FEATURE_STATS).exists()
+
+
+def test_part_of_an_sae_is_neither_trained_nor_saved_as_a_whole(tmp_path: Path) -> None:
+    sae = topk()
+    sae.decoder.dictionary = SharedDictionary(Processes(Accelerator(cpu=True)), [24, 24])
+    with pytest.raises(ConfigError, match=r"sae holds a part of its 48 latents.*output_dir"):
+        trainer(sae, tmp_path)
+    with pytest.raises(CheckpointError, match="a part of its 48 latents"):
+        sae.save_pretrained(tmp_path / "sae")
+
+
+def test_every_architecture_that_can_be_shared_out_is_compared_with_one_process() -> None:
+    built = [build() for build, _ in CASES.values()]
+    compared = {type(sae) for made in built for sae in (made.values() if isinstance(made, dict) else [made])}
+    assert {cls for _, cls in registered().values() if cls.per_latent} == compared
 
 
 def test_hosts_spread_over_processes(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...errors import CheckpointError
 from ...models import SAE
@@ -86,8 +86,8 @@ class DataParallel:
             parameters = (p for group in optimizer.param_groups for p in group["params"])
             self.processes.sum_all_([p.grad for p in parameters if p.grad is not None])
 
-    def gradient_norm(self, optimizer: RowAdam, parameters: dict[str, nn.Parameter]) -> Tensor:
-        """Of the whole gradient, as a scalar; `parameters` by name."""
+    def gradient_norm(self, sae: SAE, optimizer: RowAdam) -> Tensor:
+        """Of the whole gradient, as a scalar."""
         return optimizer.norm()
 
     def share_figures(self, names: list[str], figures: Tensor) -> Tensor:

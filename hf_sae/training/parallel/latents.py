@@ -26,9 +26,6 @@ from .data import Batch, DataParallel, unpack
 from .processes import Processes
 
 
-SHARED = ("decoder.bias", "skip.weight")  # what every process holds
-
-
 class _SumForward(torch.autograd.Function):
     @staticmethod
     def forward(ctx, partial, processes):
@@ -68,32 +65,37 @@ class SharedDictionary(WholeDictionary):
     def __deepcopy__(self, memo: dict[int, Any]) -> SharedDictionary:
         return self  # a process group cannot be copied
 
-    def choose(self, values: Tensor, indices: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """Exact: the k-th largest of all candidates is the threshold; of equal values the lowest latents are taken."""
+    def choose(self, values: Tensor, indices: Tensor, k: int, scores: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Exact: the k-th largest of all candidates is the threshold; of equal ones the lowest latents are taken."""
         shape, columns = indices.shape[:-1], indices.shape[-1]
         # by latent, so that position in the gathered values is order of latents
         n = math.prod(shape)  # -1 would be ambiguous where a process has no candidate
         indices, order = indices.reshape(n, columns).sort(dim=-1)
         values = values.reshape(n, columns).gather(-1, order)
-        chosen = self._among_all(values.detach(), k)
+        ranked = values.detach() if scores is None else scores.reshape(n, columns).gather(-1, order)
+        chosen = self._of_tokens(ranked, k)
         # the chosen ones first, and only as many columns as the fullest row has
         fullest = max(1, int(chosen.sum(-1).max())) if chosen.numel() else min(1, columns)
         order = chosen.to(torch.uint8).argsort(dim=-1, descending=True, stable=True)[:, :fullest]
         values = values.gather(-1, order).masked_fill(~chosen.gather(-1, order), -torch.inf)
         return values.view(*shape, fullest), indices.gather(-1, order).view(*shape, fullest)
 
-    def _among_all(self, values: Tensor, k: int) -> Tensor:
-        n, columns = values.shape
+    def _of_tokens(self, ranked: Tensor, k: int) -> Tensor:
+        n, columns = ranked.shape
         longest = min(k, max(self.widths))
-        own = values.new_full((n, longest), -torch.inf)
-        own[:, :columns] = values
+        own = ranked.new_full((n, longest), -torch.inf)
+        own[:, :columns] = ranked
         every = self.processes.gather_rows(own, [n] * self.processes.size).view(self.processes.size, n, longest)
-        every = every.transpose(0, 1).reshape(n, -1)
-        threshold = every.topk(min(k, every.shape[1]), dim=-1).values[:, -1:]
-        above, equal = every > threshold, every == threshold
-        room = k - above.sum(-1, keepdim=True)
         start = self.processes.rank * longest
-        return (above | (equal & (equal.cumsum(-1) <= room)))[:, start : start + columns]
+        return _largest(every.transpose(0, 1).reshape(n, -1), k)[:, start : start + columns]
+
+    def among(self, values: Tensor, count: int) -> Tensor:
+        """Exact, as [`choose`]; of equal values those of the first processes are taken."""
+        sizes = [row[0] for row in self.processes.exchange(len(values))]
+        if sum(sizes) <= count:
+            return torch.ones_like(values, dtype=torch.bool)
+        start = sum(sizes[: self.processes.rank])
+        return _largest(self.processes.gather_rows(values, sizes), count)[start : start + len(values)]
 
     def sum(self, partial: Tensor) -> Tensor:
         """All-reduce forward, identity backward."""
@@ -106,6 +108,22 @@ class SharedDictionary(WholeDictionary):
     def count(self, mask: Tensor) -> int:
         """Over all processes."""
         return sum(row[0] for row in self.processes.exchange(int(mask.sum())))
+
+    def least(self, value: Tensor) -> Tensor:
+        """Over all processes."""
+        return -self.processes.max_(-value)
+
+    @property
+    def first(self) -> int:
+        """Where this process's range starts."""
+        return sum(self.widths[: self.processes.rank])
+
+
+def _largest(values: Tensor, k: int) -> Tensor:
+    """Mask of the `k` largest along the last dimension, of equal ones the first."""
+    threshold = values.topk(min(k, values.shape[-1]), dim=-1).values[..., -1:]
+    above, equal = values > threshold, values == threshold
+    return above | (equal & (equal.cumsum(-1) <= k - above.sum(-1, keepdim=True)))
 
 
 class SharedLatents(DataParallel):
@@ -130,8 +148,8 @@ class SharedLatents(DataParallel):
             raise ConfigError(
                 f"{name} is a {cls.__name__}, whose latents cannot be shared out among processes. {advice}"
             )
-        unknown = [key for key, _ in sae.named_parameters() if key not in (*cls.per_latent, *SHARED)]
-        unknown += [key for key, _ in sae.named_buffers()]
+        unknown = [key for key, _ in sae.named_parameters() if key not in (*cls.per_latent, *cls.held_by_all)]
+        unknown += [key for key, _ in sae.named_buffers() if key not in cls.held_by_all]
         if unknown:
             raise ConfigError(
                 f"{name}: {unknown[0]!r} is neither a row per latent nor shared by all processes. {advice}"
@@ -164,6 +182,8 @@ class SharedLatents(DataParallel):
                 own = piece if rank == self.processes.rank else own
             module, _, leaf = key.rpartition(".")
             setattr(sae.get_submodule(module), leaf, nn.Parameter(own, requires_grad=parameter.requires_grad))
+        for buffer in sae.buffers():
+            buffer.data = self.processes.broadcast_(buffer.data.to(device))
         sae.decoder.dictionary = SharedDictionary(self.processes, [b - a for a, b in pairwise(bounds)])
 
     def batch(self, batch: Batch, counts: list[int]) -> Batch:
@@ -187,10 +207,10 @@ class SharedLatents(DataParallel):
     def sum_gradients(self, optimizer: RowAdam) -> None:
         """Each is complete where its parameter is."""
 
-    def gradient_norm(self, optimizer: RowAdam, parameters: dict[str, nn.Parameter]) -> Tensor:
+    def gradient_norm(self, sae: SAE, optimizer: RowAdam) -> Tensor:
         """Squares of the rows are summed over processes, what all hold counts once."""
-        rest = [p for key, p in parameters.items() if key in SHARED]
-        rows_ = [p for key, p in parameters.items() if key not in SHARED]
+        rest = [p for key, p in sae.named_parameters() if key in sae.held_by_all]
+        rows_ = [p for key, p in sae.named_parameters() if key in sae.per_latent]
         squares = self.processes.sum_(optimizer.norm(rows_).square())
         return (squares + optimizer.norm(rest).square()).sqrt()
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ...errors import CheckpointError
 from ...models import SAE
-from ...models.checkpoint import atomic_folder
+from ...models.checkpoint import FEATURE_STATS, atomic_folder
 from ...models.code_export import without_code
 from .processes import Processes
 
@@ -71,6 +71,7 @@ def _write(sae: SAE, pieces: Iterator[Tensor], folder: Path) -> None:
             _write_header(file, sae)
             for piece in pieces:
                 file.write(piece.contiguous().view(-1).view(torch.uint8).cpu().numpy())
+    Path(folder, FEATURE_STATS).unlink(missing_ok=True)  # those of other weights, which stood there before
 
 
 def _pieces(processes: Processes, sae: SAE, bounds: list[int]) -> Iterator[Tensor]:
@@ -87,8 +88,8 @@ def _pieces(processes: Processes, sae: SAE, bounds: list[int]) -> Iterator[Tenso
 
 
 def _ordered(sae: SAE) -> list[tuple[str, Tensor]]:
-    tensors = [(name, parameter.detach()) for name, parameter in sae.named_parameters()]
-    return sorted(tensors, key=lambda item: (-item[1].element_size(), item[0]))  # wide ones first: all are aligned
+    # parameters and buffers; wide ones first: all are aligned
+    return sorted(sae.state_dict().items(), key=lambda item: (-item[1].element_size(), item[0]))
 
 
 def _write_header(file: IO[bytes], sae: SAE) -> None:
