@@ -5,17 +5,25 @@ rate reduction" (CRATE, arXiv 2306.01129). For `½‖x - b_dec - z W‖² + λ �
 
     z ← ReLU(z + η W (x - b_dec - z W) - ηλ),    η <= 1 / ‖W Wᵀ‖
 
-One step is a ReLU SAE with encoder ηW and bias -ηλ. The loss is that objective, doubled; gradients flow through all steps. η is constant in
-a step and follows W by a few rounds of power iteration per optimiser step; η and λ are saved, and the saved model takes the same steps.
+One step is a ReLU SAE with encoder ηW and bias -ηλ. η follows W by a few rounds of power iteration per optimiser step; η and λ are saved, and
+the saved model takes the same steps.
+
+Learnt atoms are coherent, so that η is a small part of what a sparse code could bear, and a few steps of it end far from the solution: shrunk
+codes, on which the dictionary gets more coherent still. From the second on, steps are as long as each token bears: `‖Δz‖² / ‖ΔzW‖²` of its
+last one (Barzilai & Borwein 1988; for the lasso SpaRSA, Wright, Nowak & Figueiredo 2009). A token whose objective would rise stays where
+it is and goes on with η, so that no step climbs.
+
+The loss is that objective, doubled. At its minimum over z it does not depend on z to first order: in training the gradient is that of the
+dictionary at the code found and of the last step. Constant steps (`adaptive_steps=False`) have the gradient of all.
 
 [`crate_step`] is CRATE's block: the same step, started at the token itself, with a square dictionary.
 
 Reconstructed: the sources give the step, and this autoencoder around it is put together from it; λ is one number for all latents,
-relative to the scale of the data.
+relative to the scale of the data. CRATE's steps are constant and learnt end to end.
 """
 
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -31,6 +39,7 @@ from .tied import Tied, require_shared_bias
 
 FIRST_ROUNDS, ROUNDS = 50, 4  # of power iteration, on new weights and after an optimiser step
 MARGIN = 0.95  # power iteration finds the norm from below
+LONGEST = 50  # of a token's steps, in units of η
 
 
 @strict_config
@@ -39,13 +48,15 @@ class ISTAConfig(SAEConfig):
 
     Args:
         n_steps (`int`): steps of the encoder.
+        adaptive_steps (`bool`): each token's steps are as long as the curvature along its last one allows; `False` is η throughout.
         l1_coefficient (`float`): λ, in units of the normalised inputs' total standard deviation.
     """
 
     model_type = "hf_sae_ista"
     tied = True
 
-    n_steps: int = 5
+    n_steps: int = 10
+    adaptive_steps: bool = True
     l1_coefficient: float | int = 0.1
 
     def validate_steps(self) -> None:
@@ -78,12 +89,38 @@ class ISTASAE(Tied, SAE):
         init.copy_(self.step_size, MARGIN / norm)
 
     def latents_of(self, x: Tensor, norm: Norm | None, state: TrainingState | None = None) -> tuple[Tensor, None]:
-        """Dense latents after `n_steps` steps from zero."""
-        latents = shrink_step(None, self.pre_activations(x), self.step_size, self.threshold)
-        for _ in range(self.config.n_steps - 1):
-            residual = x - self.decoder(latents)
-            latents = shrink_step(latents, self.correlations(residual), self.step_size, self.threshold)
-        return latents, None
+        """Dense latents after `n_steps` steps from zero. In training, adaptive steps but the last one are outside the graph."""
+        length = self.step_size.expand(*x.shape[:-1], 1)
+        through_all = state is None or not self.config.adaptive_steps
+        with torch.set_grad_enabled(torch.is_grad_enabled() and through_all):
+            latents, length = self._descend(x, None, length, self.config.n_steps - 1)
+        return self._descend(x, latents, length, 1)[0], None
+
+    def _descend(self, x: Tensor, latents: Any, length: Tensor, n_steps: int) -> tuple[Any, Tensor]:
+        """Latents `[..., d_sae]` after further steps, and the length `[..., 1]` of each token's next one; `None` is z = 0."""
+        residual = x - self.decoder() if latents is None else x - self.decoder(latents)
+        for _ in range(n_steps):
+            new = shrink_step(latents, self.correlations(residual), length, self.threshold)
+            left = x - self.decoder(new)
+            if self.config.adaptive_steps:
+                known = torch.zeros_like(new) if latents is None else latents
+                with torch.no_grad():
+                    worse = self._objective(new, left) > self._objective(known, residual)
+                    length = self._length(new - known, left - residual).where(~worse, self.step_size)
+                new, left = known.where(worse, new), residual.where(worse, left)
+            latents, residual = new, left
+        return latents, length
+
+    def _objective(self, latents: Tensor, residual: Tensor) -> Tensor:
+        """`[..., 1]`: `½‖residual‖² + λ Σ z`."""
+        latents, residual = in_full_precision(latents), in_full_precision(residual)
+        return 0.5 * residual.square().sum(-1, keepdim=True) + self.threshold * latents.sum(-1, keepdim=True)
+
+    def _length(self, move: Tensor, change: Tensor) -> Tensor:
+        """`[..., 1]`: one over the curvature along what a token has just moved, `‖Δz‖² / ‖ΔzW‖²`."""
+        move, change = in_full_precision(move).square(), in_full_precision(change).square()
+        length = move.sum(-1, keepdim=True) / change.sum(-1, keepdim=True).clamp_min(1e-30)
+        return length.clamp(self.step_size, LONGEST * self.step_size)
 
     def penalties(self, result: Pass) -> dict[str, Tensor]:
         """`2 λ Σ z`: with the squared error twice the objective that the steps descend, token by token."""

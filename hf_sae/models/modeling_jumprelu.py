@@ -7,6 +7,9 @@ evaluated on the pre-activation, so that the whole kernel counts. The saved mode
 
 Deviations: θ itself is trained (Adam's step hardly moves a logarithm), clamped at 0 and kept in float32; ε is
 relative to the activations' scale; and where `target_l0` is given a controller moves λ and the thresholds' common level until that L0 comes true.
+Dead latents stand just below their thresholds, and the pull on them is small beside what Adam remembers of the kernel's gradients:
+under `revive_dead` their thresholds fall to the largest pre-activation of the last batch, so that they fire, and learn, again. Off by
+default; figures are in docs/methods.md.
 
 `sparsity="tanh"` and `"quadratic"` replace `λ L0` by the penalties of `l0_penalties`; `"quadratic"` pulls towards `target_l0`
 itself: of the controller it needs the thresholds' common level only.
@@ -42,6 +45,7 @@ class JumpReLUConfig(SAEConfig):
         l0_coefficient (`float`): λ (its first value under a controller), per `target_l0` or else per latent.
         bandwidth (`float`): width ε of the kernel, in standard deviations of an input dimension.
         dead_coefficient (`float`): weight of `ReLU(θ - u)` on dead latents, which brings them back (0 = off).
+        revive_dead (`bool`): lower the thresholds of dead latents to what they reached in the last batch.
         sparsity (`str`): `"step"`: `λ L0`. `"tanh"`: `λ Σ tanh(c u ‖w‖) 1[u > θ]`. `"quadratic"`:
             `quadratic_coefficient · (L0 / target_l0 - 1)²` with the mean L0 of the batch.
         tanh_scale (`float`): c, for u in standard deviations of an input dimension.
@@ -55,6 +59,7 @@ class JumpReLUConfig(SAEConfig):
     l0_coefficient: float | int = 0.02
     bandwidth: float | int = 0.3
     dead_coefficient: float | int = 1e-4
+    revive_dead: bool = False
     sparsity: Literal["step", "tanh", "quadratic"] = "step"
     tanh_scale: float | int = 4.0
     quadratic_coefficient: float | int = 1.0
@@ -124,11 +129,21 @@ class JumpReLUSAE(SAE):
 
     def penalties(self, result: Pass) -> dict[str, Tensor]:
         """What `config.sparsity` asks for, and the pull on dead latents."""
-        state = result.state
-        pre = self.pre_activations(result.x) if result.pre_activations is None else result.pre_activations
-        pre = in_full_precision(pre)
+        state, pre = result.state, self._pre_of(result)
         losses = {"l0": PENALTIES[self.config.sparsity](self, pre, self._epsilon(state), state)}
         return losses | pull_on_dead(self, state, lambda dead: (self.threshold - pre)[..., dead])
+
+    def _pre_of(self, result: Pass) -> Tensor:
+        pre = self.pre_activations(result.x) if result.pre_activations is None else result.pre_activations
+        return in_full_precision(pre)
+
+    @torch.no_grad()
+    def statistics(self, result: Pass) -> dict[str, Tensor]:
+        """The largest pre-activation of each latent, where some are dead."""
+        dead = result.state.dead()
+        if not self.config.revive_dead or dead is None or not dead.any():
+            return {}
+        return {"pre_max": self._pre_of(result).flatten(0, -2).amax(0)}
 
     @torch.no_grad()
     def measure(self, x: Tensor, target: Tensor, state: TrainingState) -> None:
@@ -145,9 +160,13 @@ class JumpReLUSAE(SAE):
 
     @torch.no_grad()
     def after_step(self, state: TrainingState, output: SAEOutput) -> None:
-        """Unit decoder rows, thresholds of at least 0, and one step of the controller."""
+        """Thresholds of at least 0, those of dead latents within reach, and one step of the controller."""
         super().after_step(state, output)
         if self.threshold.requires_grad:
+            dead, known = state.dead(), (output.statistics if output is not None else None) or {}
+            if dead is not None and "pre_max" in known:
+                reached = torch.minimum(self.threshold, known["pre_max"].to(self.threshold))
+                self.threshold.copy_(torch.where(dead, reached, self.threshold))
             self.threshold.clamp_(min=0)
         if self.config.target_l0 is not None:
             self._control(state, self.config.target_l0)

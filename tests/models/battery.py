@@ -91,6 +91,10 @@ class Case:
                     parameter.normal_(std=0.1)
         return sae
 
+    def exact(self) -> dict[str, Any]:
+        """Fields under which all of the code has a gradient in training; what a solver's have instead is in its own tests."""
+        return {"adaptive_steps": False} if hasattr(registered()[self.model_type][0], "adaptive_steps") else {}
+
     def batch(self, n: int = 40, seed: int = 1) -> tuple[Tensor, Tensor | None]:
         """Input and target; an SAE's target is its input."""
         generator = torch.Generator().manual_seed(seed)

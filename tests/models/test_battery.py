@@ -165,7 +165,7 @@ def test_forward_is_decode_of_encode_plus_skip(case: Case) -> None:
 
 def test_gradients_are_those_of_the_error(case: Case) -> None:
     """Against plain autograd where latents are selected pre-activations of a linear encoder, else finite differences."""
-    sae, (x, target) = case.build().double(), case.batch()
+    sae, (x, target) = case.build(**case.exact()).double(), case.batch()
     x, target = x.double(), target.double()
     state = case.state(sae)
     state.given = {name: rows.double() for name, rows in case.given(sae).items()}

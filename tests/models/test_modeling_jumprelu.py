@@ -84,6 +84,24 @@ def test_dead_latents_are_pulled_towards_firing() -> None:
     assert sae.threshold.grad.abs().sum() == sae.threshold.grad[3].abs()
 
 
+@pytest.mark.parametrize("revive", [True, False])
+def test_dead_latents_fire_again(revive: bool) -> None:
+    """A threshold out of reach comes down to what the batch reached; those of the living do as without it."""
+    sae, x = build(revive_dead=revive, target_l0=None), torch.randn(40, 6)
+    with torch.no_grad():
+        sae.threshold.fill_(0.1)
+        sae.threshold[[3, 4]] = 50.0
+        sae.encoder.bias[4] = -100.0
+    since = torch.zeros(10, dtype=torch.long)
+    since[[3, 4]] = 1000
+    state = TrainingState(dead_after_tokens=10, tokens_since_fired=since)
+    sae.after_step(state, sae(x, state=state))
+    largest = sae.pre_activations(x).amax(0)[3]
+    expected = torch.full((10,), 0.1)
+    expected[[3, 4]] = torch.stack([largest, torch.zeros(())]) if revive else 50.0  # never below 0
+    torch.testing.assert_close(sae.threshold.detach(), expected)
+
+
 def test_threshold_never_falls_below_zero() -> None:
     sae = build()
     with torch.no_grad():
