@@ -170,7 +170,7 @@ class GatedSAE(SAE):
         sae.decoder.load_state_dict(self.decoder.state_dict())
         if sae.skip is not None and self.skip is not None:
             sae.skip.load_state_dict(self.skip.state_dict())
-        sae.feature_stats = copy.deepcopy(self.feature_stats)
+        sae.feature_stats, sae.fitted = copy.deepcopy(self.feature_stats), self.fitted
         return sae
 
 

@@ -60,6 +60,7 @@ class SAE(Saving, Normalising, Weights, PreTrainedModel):
         self.decoder = Decoder(config.d_sae, d_out)
         self.skip = nn.Linear(config.d_in, d_out, bias=False) if config.skip else None
         self.feature_stats: dict[str, Tensor] | None = None
+        self.fitted = False  # to data: training goes on from the weights, and does not start them anew
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -90,4 +90,5 @@ def _built(model_class: type[Any], config: SAEConfig, sae: SAE, tensors: Mapping
     with torch.device("meta"):
         built = model_class(config)
     built.load_state_dict({name: t.detach().clone() for name, t in {**ours, **tensors}.items()}, assign=True)
+    built.fitted = sae.fitted
     return built.requires_grad_().eval()

@@ -36,6 +36,7 @@ class Saving(Base):
     """Comes before `PreTrainedModel` among the bases of [`SAE`]."""
 
     feature_stats: dict[str, Tensor] | None
+    fitted: bool
     decoder: Any
 
     @classmethod
@@ -59,6 +60,7 @@ class Saving(Base):
         hub_kwargs = {key: kwargs[key] for key in hub_keys if key in kwargs}
         load = super().from_pretrained
         model, info = load_strictly(load, name, pretrained_model_name_or_path, *model_args, **kwargs)
+        model.fitted = bool({"training", "conversion"} & set(model.config.provenance or {}))
         if pretrained_model_name_or_path is not None:
             remember_place(model, name, hub_kwargs)
             model.feature_stats = read_feature_stats(name, model.config.d_sae, hub_kwargs)

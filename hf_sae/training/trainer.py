@@ -205,11 +205,11 @@ class SAETrainer:
                     f"{trainee.name}: the activations hold NaN or infinite values. Look at the host's dtype."
                 )
             torch.manual_seed(self.args.seed)
-            if has_adapter(trainee.sae):  # its base is fitted
-                trainee.sae.measure(x, target, trainee.state)
-                trainee.sae.feature_stats = None  # those of the base
-            else:
-                trainee.sae.initialize_from(x, target, trainee.state)
+            sae, adapted = trainee.sae, has_adapter(trainee.sae)  # whose base is fitted
+            fit = sae.measure if adapted or sae.fitted else sae.initialize_from
+            fit(x, target, trainee.state)
+            sae.feature_stats, sae.fitted = None, True  # statistics are those of other weights
+            if not adapted:
                 self._record_provenance(trainee)
         self._initialized = True
 

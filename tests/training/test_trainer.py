@@ -246,6 +246,41 @@ def test_health_speaks_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) ->
     assert sum("no latent fires" in r.message for r in caplog.records) == 1
 
 
+def test_statistics_of_earlier_weights_do_not_outlive_them(tmp_path: Path) -> None:
+    sae = topk()
+    sae.feature_stats = {"density": torch.zeros(48), "maximum": torch.zeros(48)}
+    sae.save_pretrained(tmp_path / "before")
+    sae = AutoSAE.from_pretrained(tmp_path / "before")
+    assert sae.feature_stats is not None
+    trainer(sae, tmp_path / "after", planted(512)[0]).train()
+    assert sae.feature_stats is None
+    assert AutoSAE.from_pretrained(tmp_path / "after").feature_stats is None
+
+
+def test_training_goes_on_from_the_weights_of_a_trained_model(tmp_path: Path) -> None:
+    x, _ = planted(8192)
+    makers = {
+        "topk": topk(input_norm="scalar"),
+        "jumprelu": JumpReLUSAE(JumpReLUConfig(d_in=16, d_sae=48, target_l0=None, input_norm="scalar")),
+    }
+    for name, sae in makers.items():
+        trainer(sae, tmp_path / name, x).train()
+        loaded = AutoSAE.from_pretrained(tmp_path / name)
+        for again in (loaded, sae):  # from disk, and the very object; on other data
+            trainer(again, tmp_path / "second", 2 * x[:256] + 1, learning_rate=1e-9).train()
+            for key, value in AutoSAE.from_pretrained(tmp_path / name).state_dict().items():
+                torch.testing.assert_close(again.state_dict()[key], value, atol=1e-5, rtol=1e-4)
+            assert again.config.input_scale == AutoSAE.from_pretrained(tmp_path / name).config.input_scale
+
+
+def test_a_model_that_was_never_trained_is_fitted_to_the_data(tmp_path: Path) -> None:
+    x, _ = planted(512)
+    topk(input_norm="scalar").save_pretrained(tmp_path / "fresh")
+    sae = AutoSAE.from_pretrained(tmp_path / "fresh")
+    trainer(sae, tmp_path / "first", x, learning_rate=1e-9).train()
+    torch.testing.assert_close(sae.b_dec, x.mean(0) * sae.config.input_scale, atol=0.2, rtol=0)
+
+
 def test_bfloat16_where_it_is_slow_is_said(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
