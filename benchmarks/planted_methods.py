@@ -87,22 +87,28 @@ def signed(seed: int) -> Toy:
     return _made_of(_unit(32, 24, g), draw)
 
 
-def mixed_l0(seed: int) -> Toy:
-    """64 features in 24 dimensions; half of the tokens have one of them, the others five."""
+def mixed_l0(seed: int, d: int = 24) -> Toy:
+    """64 features in `d` dimensions; half of the tokens have one of them, the others five."""
     g = _generator(seed)
 
     def draw(n: int) -> Tensor:
         counts = 1 + 4 * torch.randint(0, 2, (n,), generator=g)
         return _amounts(_some(counts, 64, g), g)
 
-    return _made_of(_unit(64, 24, g), draw)
+    return _made_of(_unit(64, d, g), draw)
+
+
+def crowded(seed: int) -> Toy:
+    """[`mixed_l0`] in 16 dimensions: TopK, whatever its k, leaves a fifth of the features unfound."""
+    return mixed_l0(seed, 16)
 
 
 def zipf(seed: int) -> Toy:
-    """Three of 64 features in 24 dimensions; the feature of rank r is there as often as 1/r says."""
+    """Three of 64 features in 40 dimensions in the mean, each by itself; the feature of rank r is there as often as 1/r says."""
     g = _generator(seed)
-    rates = 1 / torch.arange(1.0, 65.0)
-    return _made_of(_unit(64, 24, g), lambda n: _amounts(_some(torch.full((n,), 3), 64, g, rates), g))
+    ranks = torch.arange(1.0, 65.0)
+    rates = 3 / ranks / (1 / ranks).sum()
+    return _made_of(_unit(64, 40, g), lambda n: _amounts((torch.rand(n, 64, generator=g) < rates).float(), g))
 
 
 def orthogonal(seed: int) -> Toy:
@@ -114,14 +120,15 @@ def orthogonal(seed: int) -> Toy:
 
 
 def parent_child(seed: int) -> Toy:
-    """Three parents, each with three children that never come without it; orthonormal in 16 dimensions."""
+    """Three parents, each alone half of the time, else with one of its three children, which never come without it; orthonormal in
+    16 dimensions."""
     g = _generator(seed)
     parents = torch.tensor([-1] * 3 + [i // 3 for i in range(9)])
 
     def draw(n: int) -> Tensor:
         there = (torch.rand(n, 3, generator=g) < 0.4).float()
-        which = torch.randint(0, 4, (n, 3), generator=g)  # the fourth is no child
-        children = F.one_hot(which, 4)[..., :3] * there[..., None]
+        which = torch.randint(0, 6, (n, 3), generator=g)  # 3, 4 and 5 are no child
+        children = F.one_hot(which, 6)[..., :3] * there[..., None]
         return _amounts(torch.cat([there, children.flatten(1)], dim=-1), g, 0.8, 1.2)
 
     return _made_of(_orthonormal(12, 16, g), draw, parents=parents)
