@@ -135,23 +135,22 @@ def parent_child(seed: int) -> Toy:
 
 
 def tree(seed: int) -> Toy:
-    """A tree of 20 nodes in 8 dimensions: one of four roots and, on some tokens, one of its four children.
-
-    Children lean towards their root: one look at the token mixes up the sisters, a look at what the root leaves does not.
-    """
+    """A tree of 20 nodes in 8 dimensions, two in a token in the mean: one of two roots, often one of its three children and, where
+    there is one, often one of that child's two."""
     g = _generator(seed)
-    roots = _orthonormal(4, 8, g)
-    own = _unit(16, 8, g)
-    atoms = torch.cat([roots, F.normalize(own + 0.6 * roots.repeat_interleave(4, 0), dim=-1)])
-    parents = torch.tensor([-1] * 4 + [i // 4 for i in range(16)])
+    parents = torch.tensor([-1] * 2 + [i // 3 for i in range(6)] + [2 + i // 2 for i in range(12)])
 
     def draw(n: int) -> Tensor:
-        root = torch.randint(0, 4, (n,), generator=g)
-        child = root * 4 + torch.randint(0, 4, (n,), generator=g)
-        grows = (torch.rand(n, 1, generator=g) < 0.6).float()
-        return _amounts(torch.cat([F.one_hot(root, 4), F.one_hot(child, 16) * grows], dim=-1), g)
+        root = torch.randint(0, 2, (n,), generator=g)
+        child = root * 3 + torch.randint(0, 3, (n,), generator=g)
+        leaf = child * 2 + torch.randint(0, 2, (n,), generator=g)
+        first, second = (torch.rand(2, n, 1, generator=g) < 0.6).float()
+        return _amounts(
+            torch.cat([F.one_hot(root, 2), F.one_hot(child, 6) * first, F.one_hot(leaf, 12) * first * second], dim=-1),
+            g,
+        )
 
-    return _made_of(atoms, draw, parents=parents)
+    return _made_of(_unit(20, 8, g), draw, parents=parents)
 
 
 def and_pairs(seed: int) -> Toy:
