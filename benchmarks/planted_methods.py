@@ -99,8 +99,8 @@ def mixed_l0(seed: int, d: int = 24) -> Toy:
 
 
 def crowded(seed: int) -> Toy:
-    """[`mixed_l0`] in 16 dimensions: TopK, whatever its k, leaves a fifth of the features unfound."""
-    return mixed_l0(seed, 16)
+    """[`mixed_l0`] in 20 dimensions, where features overlap more."""
+    return mixed_l0(seed, 20)
 
 
 def zipf(seed: int) -> Toy:
