@@ -56,11 +56,10 @@ def _amounts(mask: Tensor, generator: torch.Generator, low: float = 0.5, high: f
     return mask * (low + (high - low) * torch.rand(mask.shape, generator=generator))
 
 
-def _some(counts: Tensor, n: int, generator: torch.Generator, rates: Tensor | None = None) -> Tensor:
-    """`[tokens, n]`: which atoms are there, `counts` `[tokens]` of them in each token, as likely as `rates` `[n]` say."""
-    # the largest of log(rate) plus Gumbel noise are a draw without replacement
-    noise = -torch.empty(len(counts), n).exponential_(generator=generator).log()
-    scores = noise if rates is None else noise + rates.log()
+def _some(counts: Tensor, n: int, generator: torch.Generator) -> Tensor:
+    """`[tokens, n]`: which atoms are there, `counts` `[tokens]` of them in each token, all equally likely."""
+    # the largest of so many Gumbel draws are a draw without replacement
+    scores = -torch.empty(len(counts), n).exponential_(generator=generator).log()
     rank = scores.argsort(dim=-1, descending=True).argsort(dim=-1)
     return (rank < counts[:, None]).float()
 
