@@ -24,7 +24,7 @@ from .contests import CONTESTS, ELSEWHERE, WORDS, Contest
 from .docs import put_between
 from .planted_methods import Toy
 from .report import align, machine, markdown_table
-from .sides import Given, Side
+from .sides import Best, Given, Side
 
 
 COLUMNS = ("method, data", "figure", "method", "baseline", "difference needed", "found", "seeds", "")
@@ -39,8 +39,10 @@ class Runs:
         self._toys: dict[tuple[Any, int], Toy] = {}
         self._saes: dict[tuple[Any, str, int], SAE] = {}
 
-    def figure(self, contest: Contest, side: Side | Given, seed: int) -> float:
+    def figure(self, contest: Contest, side: Side | Given | Best, seed: int) -> float:
         """What the contest compares, of one side."""
+        if isinstance(side, Best):
+            return side.choose(self.figure(contest, one, seed) for one in side.sides)
         key = (contest.toy, seed)
         if key not in self._toys:
             self._toys[key] = contest.toy(seed)
@@ -52,7 +54,8 @@ class Runs:
 
 def absent(contest: Contest) -> list[str]:
     """Architectures and solvers of a contest that this version does not have."""
-    sides = (contest.method, contest.baseline)
+    baseline = contest.baseline
+    sides = (contest.method, *(baseline.sides if isinstance(baseline, Best) else (baseline,)))
     missing = [side.arch for side in sides if f"hf_sae_{side.arch}" not in registered()]
     solvers = [side.solver for side in sides if isinstance(side, Given) and side.solver]
     return missing + [name for name in solvers if not hasattr(models, name)]

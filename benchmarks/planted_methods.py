@@ -56,11 +56,10 @@ def _amounts(mask: Tensor, generator: torch.Generator, low: float = 0.5, high: f
     return mask * (low + (high - low) * torch.rand(mask.shape, generator=generator))
 
 
-def _some(counts: Tensor, n: int, generator: torch.Generator, rates: Tensor | None = None) -> Tensor:
-    """`[tokens, n]`: which atoms are there, `counts` `[tokens]` of them in each token, as likely as `rates` `[n]` say."""
-    # the largest of log(rate) plus Gumbel noise are a draw without replacement
-    noise = -torch.empty(len(counts), n).exponential_(generator=generator).log()
-    scores = noise if rates is None else noise + rates.log()
+def _some(counts: Tensor, n: int, generator: torch.Generator) -> Tensor:
+    """`[tokens, n]`: which atoms are there, `counts` `[tokens]` of them in each token, all equally likely."""
+    # the largest of so many Gumbel draws are a draw without replacement
+    scores = -torch.empty(len(counts), n).exponential_(generator=generator).log()
     rank = scores.argsort(dim=-1, descending=True).argsort(dim=-1)
     return (rank < counts[:, None]).float()
 
@@ -87,22 +86,28 @@ def signed(seed: int) -> Toy:
     return _made_of(_unit(32, 24, g), draw)
 
 
-def mixed_l0(seed: int) -> Toy:
-    """64 features in 24 dimensions; half of the tokens have one of them, the others five."""
+def mixed_l0(seed: int, d: int = 24) -> Toy:
+    """64 features in `d` dimensions; half of the tokens have one of them, the others five."""
     g = _generator(seed)
 
     def draw(n: int) -> Tensor:
         counts = 1 + 4 * torch.randint(0, 2, (n,), generator=g)
         return _amounts(_some(counts, 64, g), g)
 
-    return _made_of(_unit(64, 24, g), draw)
+    return _made_of(_unit(64, d, g), draw)
+
+
+def crowded(seed: int) -> Toy:
+    """[`mixed_l0`] in 20 dimensions, where features overlap more."""
+    return mixed_l0(seed, 20)
 
 
 def zipf(seed: int) -> Toy:
-    """Three of 64 features in 24 dimensions; the feature of rank r is there as often as 1/r says."""
+    """Three of 64 features in 40 dimensions in the mean, each by itself; the feature of rank r is there as often as 1/r says."""
     g = _generator(seed)
-    rates = 1 / torch.arange(1.0, 65.0)
-    return _made_of(_unit(64, 24, g), lambda n: _amounts(_some(torch.full((n,), 3), 64, g, rates), g))
+    ranks = torch.arange(1.0, 65.0)
+    rates = 3 / ranks / (1 / ranks).sum()
+    return _made_of(_unit(64, 40, g), lambda n: _amounts((torch.rand(n, 64, generator=g) < rates).float(), g))
 
 
 def orthogonal(seed: int) -> Toy:
@@ -114,37 +119,37 @@ def orthogonal(seed: int) -> Toy:
 
 
 def parent_child(seed: int) -> Toy:
-    """Three parents, each with three children that never come without it; orthonormal in 16 dimensions."""
+    """Three parents, each alone half of the time, else with one of its three children, which never come without it; orthonormal in
+    16 dimensions."""
     g = _generator(seed)
     parents = torch.tensor([-1] * 3 + [i // 3 for i in range(9)])
 
     def draw(n: int) -> Tensor:
         there = (torch.rand(n, 3, generator=g) < 0.4).float()
-        which = torch.randint(0, 4, (n, 3), generator=g)  # the fourth is no child
-        children = F.one_hot(which, 4)[..., :3] * there[..., None]
+        which = torch.randint(0, 6, (n, 3), generator=g)  # 3, 4 and 5 are no child
+        children = F.one_hot(which, 6)[..., :3] * there[..., None]
         return _amounts(torch.cat([there, children.flatten(1)], dim=-1), g, 0.8, 1.2)
 
     return _made_of(_orthonormal(12, 16, g), draw, parents=parents)
 
 
 def tree(seed: int) -> Toy:
-    """A tree of 20 nodes in 8 dimensions: one of four roots and, on some tokens, one of its four children.
-
-    Children lean towards their root: one look at the token mixes up the sisters, a look at what the root leaves does not.
-    """
+    """A tree of 20 nodes in 8 dimensions, two in a token in the mean: one of two roots, often one of its three children and, where
+    there is one, often one of that child's two."""
     g = _generator(seed)
-    roots = _orthonormal(4, 8, g)
-    own = _unit(16, 8, g)
-    atoms = torch.cat([roots, F.normalize(own + 0.6 * roots.repeat_interleave(4, 0), dim=-1)])
-    parents = torch.tensor([-1] * 4 + [i // 4 for i in range(16)])
+    parents = torch.tensor([-1] * 2 + [i // 3 for i in range(6)] + [2 + i // 2 for i in range(12)])
 
     def draw(n: int) -> Tensor:
-        root = torch.randint(0, 4, (n,), generator=g)
-        child = root * 4 + torch.randint(0, 4, (n,), generator=g)
-        grows = (torch.rand(n, 1, generator=g) < 0.6).float()
-        return _amounts(torch.cat([F.one_hot(root, 4), F.one_hot(child, 16) * grows], dim=-1), g)
+        root = torch.randint(0, 2, (n,), generator=g)
+        child = root * 3 + torch.randint(0, 3, (n,), generator=g)
+        leaf = child * 2 + torch.randint(0, 2, (n,), generator=g)
+        first, second = (torch.rand(2, n, 1, generator=g) < 0.6).float()
+        return _amounts(
+            torch.cat([F.one_hot(root, 2), F.one_hot(child, 6) * first, F.one_hot(leaf, 12) * first * second], dim=-1),
+            g,
+        )
 
-    return _made_of(atoms, draw, parents=parents)
+    return _made_of(_unit(20, 8, g), draw, parents=parents)
 
 
 def and_pairs(seed: int) -> Toy:

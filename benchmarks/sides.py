@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -78,6 +78,19 @@ class Given:
             for parameter in sae.parameters():
                 parameter.copy_(toy.atoms if parameter.shape == toy.atoms.shape else torch.zeros_like(parameter))
         return sae.eval()
+
+
+@dataclass(frozen=True)
+class Best:
+    """The same architectures with several settings, of which the one with the best figure counts: on each seed, by what is compared.
+
+    Args:
+        sides (`tuple`): the settings.
+        choose (`Callable`): `max` or `min`, of their figures.
+    """
+
+    sides: tuple[Side | Given, ...]
+    choose: Callable[[Iterable[float]], float]
 
 
 @torch.no_grad()

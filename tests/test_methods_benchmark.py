@@ -13,7 +13,7 @@ from benchmarks.contests import CONTESTS, Contest
 from benchmarks.docs import put_between
 from benchmarks.planted_methods import Toy
 from benchmarks.short_training import calibrated, fit, measure
-from benchmarks.sides import Given, Side
+from benchmarks.sides import Best, Given, Side
 from hf_sae.models import AutoSAE, StandardConfig, TopKConfig
 
 
@@ -45,10 +45,11 @@ def test_a_toy_is_made_of_its_ground_truth_and_follows_its_seed(make):
 
 def test_each_toy_is_as_sparse_as_it_says():
     assert set(counts(planted_methods.two_sparse(0))) == {2}
-    assert set(counts(planted_methods.mixed_l0(0))) == {1, 5}
-    assert set(counts(planted_methods.zipf(0))) == {3}
+    for mixed in (planted_methods.mixed_l0, planted_methods.crowded):
+        assert set(counts(mixed(0))) == {1, 5}
+    assert sum(counts(planted_methods.zipf(0))) / 256 == pytest.approx(3, rel=0.15)
     assert set(counts(planted_methods.orthogonal(0))) == set(range(1, 7))
-    assert set(counts(planted_methods.tree(0))) == {1, 2}
+    assert set(counts(planted_methods.tree(0))) == {1, 2, 3}
     assert set(counts(planted_methods.and_pairs(0))) == {3}
 
 
@@ -86,6 +87,29 @@ def test_what_a_loss_feels_is_the_part_of_the_error_that_top_k_leaves():
     assert sides.squared_error(side, sae, toy) == pytest.approx(float(left.square().sum(1).mean()), rel=1e-4)
     expected = ((left @ toy.atoms) * toy.gradients).sum(1).abs().mean()
     assert sides.felt_error(side, sae, toy) == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_a_parent_is_alone_as_often_as_with_a_child():
+    toy = planted_methods.parent_child(0)
+    there = toy.amounts != 0
+    children = there[:, 3:].view(-1, 3, 3).sum(-1)
+    assert children.max() == 1
+    assert float(children[there[:, :3]].float().mean()) == pytest.approx(0.5, abs=0.12)
+
+
+def test_a_baseline_of_several_settings_counts_by_its_best():
+    one, two = Side("topk", 32, {"k": 1}), Side("topk", 32, {"k": 2})
+    both = Best((one, two), min)
+    rival = Side("topk", 32, {"k": 3})
+    contest = Contest("best", planted_methods.two_sparse, sides.fvu, rival, both, (0.1, 0.2))
+    runs = methods.Runs(30)
+    each = [runs.figure(contest, side, 0) for side in (one, two)]
+    assert each[0] != each[1]
+    assert runs.figure(contest, both, 0) == min(each)
+    unknown = Best((one, Side("none_such", 8)), min)
+    assert methods.absent(Contest("absent", planted_methods.two_sparse, sides.fvu, rival, unknown, (0.1, 0.2))) == [
+        "none_such"
+    ]
 
 
 def test_a_parent_that_is_never_read_is_all_holes():
