@@ -97,7 +97,7 @@ def test_a_checkpoint_that_writes_backwards_is_refused(tmp_path: Path) -> None:
     weights["decoder.weight"][[16, 17], 5] = -1.0  # of reader 2 to writer 1
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
     for load in (AutoTranscoder.from_pretrained, CrossLayerSAE.from_pretrained):
-        with pytest.raises(CheckpointError, match="1 of 8 .*mlp_in.1.*mlp_out.0.*2 of 8 .*mlp_in.2.*mlp_out.1"):
+        with pytest.raises(CheckpointError, match=r"1 of 8 .*mlp_in.1.*mlp_out.0.*2 of 8 .*mlp_in.2.*mlp_out.1"):
             load(tmp_path)
 
 
