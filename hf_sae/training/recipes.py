@@ -121,7 +121,7 @@ def _complete(
     )
     changes: dict[str, Any] = {"hook_in": place, "hook_out": target, "d_in": sum(widths_in), "d_out": sum(widths_out)}
     if config is None:
-        config_class: type[SAEConfig] = _architecture(place, target)
+        config_class: type[SAEConfig] = usual_architecture(place, target)
         fields: dict[str, Any] = {"d_sae": sum(widths_in) * expansion, "k": k, "input_norm": "scalar"}
     else:
         config_class, fields = type(config), config.to_dict()
@@ -130,8 +130,8 @@ def _complete(
     return config_class(**fields | changes)
 
 
-def _architecture(hook_in: str | list[str], hook_out: str | list[str] | None) -> type[SAEConfig]:
-    """TopK, of one place or of several."""
+def usual_architecture(hook_in: str | list[str], hook_out: str | list[str] | None) -> type[SAEConfig]:
+    """TopK of one place or of several: what is trained where no architecture is named."""
     if len(_listed(hook_in)) == len(_listed(hook_out or hook_in)) == 1:
         return TopKConfig
     return CrosscoderConfig if hook_out is None else CrossLayerConfig

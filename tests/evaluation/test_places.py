@@ -61,8 +61,17 @@ def test_each_place_has_its_own_error_and_cost(host):  # noqa: F811
     assert 0 < report["fvu"] < 1
     again = EvalReport.from_dict(report.to_dict())
     assert again.places == report.places
-    assert "each place" in report.to_table()
-    assert PLACES[1] in report.to_table()
+    row = next(line.split() for line in report.to_table().splitlines() if line.startswith(PLACES[1]))
+    assert row[1:2] == ["1.0000"]
+    assert f"<td>{PLACES[1]}</td><td>1.0000</td>" in report._repr_html_()
+
+
+def test_as_many_places_as_layers_fit_the_table(host):  # noqa: F811
+    report = run(of_two(lambda x: x), host)
+    report.places = {f"resid_post.{layer}": report.places[PLACES[0]] for layer in range(32)}
+    lines = report.to_table().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert sum(line.split()[:2] == ["resid_post.31", "0.0000"] for line in lines) == 1
 
 
 def test_what_is_written_is_what_the_clean_run_gave(host):  # noqa: F811
@@ -106,5 +115,8 @@ def test_what_cannot_serve_several_places_says_so(host):  # noqa: F811
     ):
         with pytest.raises(HookPointError, match="one place to read and one to write"):
             call()
+    paired = CrosscoderConfig(d_in=2 * D, d_sae=8, hook_in=["a/resid_post.0", "b/resid_post.0"])
+    with pytest.raises(HookPointError, match=r"several hosts.*fvu_by_place"):
+        run(CrosscoderSAE(paired), host)
     with pytest.raises(HookPointError, match="together"):
         run(CrosscoderSAE(CrosscoderConfig(d_in=D, d_sae=8, hook_in=PLACES)), host)
