@@ -30,7 +30,12 @@ class Trainee:
 
     @classmethod
     def prepare(cls, name: str, sae: SAE, args: SAETrainingArguments, scheme: DataParallel) -> Trainee:
-        """Lets the scheme put the SAE, or its part, where this process computes, and makes its optimiser."""
+        """Lets the scheme put the SAE, or its part, where this process computes, and makes its optimiser.
+
+        Raises:
+            ConfigError: for a model whose weights nobody set, that has nothing to train, or numbers that would not be saved.
+        """
+        _require_sound(sae)
         scheme.place(name, sae.train())
         device = scheme.processes.device
         fused = device.type in ("cpu", "cuda", "xpu")
@@ -194,3 +199,15 @@ def _firing_counts(latents: Tensor | SparseCode) -> Tensor:
     if isinstance(latents, SparseCode):
         return latents.detach().firing_counts()
     return (latents.detach() != 0).reshape(-1, latents.shape[-1]).sum(0)
+
+
+def _require_sound(sae: SAE) -> None:
+    """Refuses what is easily forgotten in an architecture of one's own, and would come out at the end of training or later."""
+    name = type(sae).__name__
+    if "all_tied_weights_keys" not in vars(sae):  # which post_init sets
+        raise ConfigError(f"{name} has weights that nobody set: call self.post_init() at the end of its __init__.")
+    if lost := [key for key, _ in sae.named_buffers() if key not in sae.state_dict()]:
+        raise ConfigError(
+            f"{name} has buffers that no checkpoint keeps, so that a loaded one would compute something else: "
+            f"{', '.join(lost)}. Register them with persistent=True, or compute them where they are needed."
+        )
