@@ -161,8 +161,8 @@ def build_config(
     widths = [[width(place) for place in places] for places in (hook_in, hook_out or hook_in)]
     d_in = sum(widths[0])
     fields: dict[str, Any] = {
-        "hook_in": _plain(hook_in),
-        "hook_out": _plain(hook_out),
+        "hook_in": hook_in,
+        "hook_out": hook_out or None,
         "d_in": d_in,
         "d_out": sum(widths[1]),
         "d_sae": options.d_sae or options.expansion * d_in,
@@ -187,7 +187,7 @@ def _architecture(name: str | None, hook_in: list[str], hook_out: list[str]) -> 
     from ..training.recipes import usual_architecture
 
     if name is None:
-        return usual_architecture(hook_in, hook_out or None)
+        return usual_architecture(hook_in, hook_out)
     known = {model_type.removeprefix("hf_sae_"): config for model_type, (config, _) in registered().items()}
     known |= {alias: known[of] for alias, of in ALIASES.items()}
     if name not in known:
@@ -216,10 +216,6 @@ def places_read(options: Any) -> list[str]:
 def places_in(option: Sequence[str] | None) -> list[str]:
     """The places that an option names: given several times, separated by commas, or both; none where it was not given."""
     return [place.strip() for part in option or () for place in part.split(",") if place.strip()]
-
-
-def _plain(places: list[str]) -> str | list[str] | None:
-    return places if len(places) > 1 else next(iter(places), None)
 
 
 def stream_options(options: Any) -> dict[str, Any]:
