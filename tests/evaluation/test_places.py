@@ -7,9 +7,12 @@ import torch
 
 from hf_sae.errors import HookPointError
 from hf_sae.evaluation import EvalReport, check, compare_hosts, evaluate
-from hf_sae.hooks import edit, read
+from hf_sae.features.harvest import harvest
+from hf_sae.features.top import hidden_at
+from hf_sae.hooks import edit, read, splice
 from hf_sae.metrics import next_token_losses
 from hf_sae.models import CrosscoderConfig, CrosscoderSAE, CrossLayerConfig, CrossLayerSAE, SAEOutput
+from hf_sae.steering import add, steer
 from tests.evaluation.test_core import D, host, rule, tokens  # noqa: F401
 
 
@@ -108,12 +111,21 @@ def test_a_cross_layer_transcoder_and_its_controls_are_measured(host):  # noqa: 
     assert run(zero, host)["ce_recovered"] == 0
 
 
-def test_what_cannot_serve_several_places_says_so(host):  # noqa: F811
+def test_what_cannot_serve_several_places_says_so(host, tmp_path):  # noqa: F811
     for call in (
         lambda: check(of_two(lambda x: x), host, None, tokens(), progress=False),
         lambda: compare_hosts(of_two(lambda x: x), host, host, None, tokens(), progress=False),
     ):
         with pytest.raises(HookPointError, match="one place to read and one to write"):
+            call()
+    cannot = "needs one place in config.hook_in, which is .*evaluate.*places_in"
+    for call in (
+        lambda: splice(host, of_two(lambda x: x)).__enter__(),
+        lambda: steer(host, of_two(lambda x: x), add({0: 1.0})).__enter__(),
+        lambda: hidden_at(host, of_two(lambda x: x), input_ids=torch.tensor([[1, 2]])),
+        lambda: harvest(of_two(lambda x: x), host, None, tokens(), tmp_path / "features"),
+    ):
+        with pytest.raises(HookPointError, match=cannot):
             call()
     paired = CrosscoderConfig(d_in=2 * D, d_sae=8, hook_in=["a/resid_post.0", "b/resid_post.0"])
     with pytest.raises(HookPointError, match=r"several hosts.*fvu_by_place"):
