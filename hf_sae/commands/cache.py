@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .console import Console, Host, Json, Revision, aligned, fail, load_host
-from .train import places_in
+from .train import HOOK, places_in
 
 
 if TYPE_CHECKING:
@@ -25,12 +25,7 @@ DTYPES = ("float32", "bfloat16", "float16", "int8")
 @app.command("write")
 def write(
     output_dir: Annotated[Path, typer.Argument(metavar="FOLDER", help="New or empty folder to write to.")],
-    hook: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--hook", "--hook-in", metavar="PLACE[,PLACE…]", help="Place to read, such as mlp_in.8, or several."
-        ),
-    ] = None,
+    hook: Annotated[list[str] | None, HOOK] = None,
     layer: Annotated[list[int] | None, typer.Option(help="Short for --hook resid_post.LAYER; repeatable.")] = None,
     n_tokens: Annotated[int, typer.Option(min=1, help="Tokens to write, or all where there are fewer.")] = 1_000_000,
     host: Host = None,

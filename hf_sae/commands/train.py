@@ -22,6 +22,13 @@ if TYPE_CHECKING:
     from ..models import SAE, SAEConfig
 
 Option = typer.Option
+PLACES = "PLACE[,PLACE…]"
+HOOK = Option("--hook", "--hook-in", metavar=PLACES, help="Place to read (mlp_in.8), or several: `hf-sae hooks`.")
+HOOK_OUT = Option(metavar=PLACES, help="Place (or several) to predict: makes a transcoder.")
+ARCH = Option(
+    help="Sparsity mechanism: topk, batch_topk, gated, … (docs/methods.md). Default: topk; of several places crosscoder, or "
+    "with --hook-out cross_layer."
+)
 LAST = ("last", "true", "True")
 DEFAULT_HOOK = "resid_post.1"  # of the default host
 EXPANSION = 16
@@ -42,21 +49,10 @@ def train(
     skip_corrupt: Annotated[bool, Option("--skip-corrupt", help="Pass over damaged shards of --cache.")] = False,
     split: Annotated[str, Option(help="Split to train on.")] = "train",
     column: Annotated[str | None, Option(help="Column with the text. Default: the first that looks like it.")] = None,
-    hook: Annotated[
-        list[str] | None,
-        Option("--hook", "--hook-in", metavar="PLACE[,PLACE…]", help="Place to read (mlp_in.8), or several."),
-    ] = None,
-    hook_out: Annotated[
-        list[str] | None, Option(metavar="PLACE[,PLACE…]", help="Place (or several) to predict: makes a transcoder.")
-    ] = None,
+    hook: Annotated[list[str] | None, HOOK] = None,
+    hook_out: Annotated[list[str] | None, HOOK_OUT] = None,
     layer: Annotated[int | None, Option(help="Short for --hook resid_post.LAYER.")] = None,
-    arch: Annotated[
-        str | None,
-        Option(
-            help="Sparsity mechanism: topk, batch_topk, gated, … (docs/methods.md). Default: topk; of several places "
-            "crosscoder, or with --hook-out cross_layer."
-        ),
-    ] = None,
+    arch: Annotated[str | None, ARCH] = None,
     d_sae: Annotated[int | None, Option(help="Number of latents.")] = None,
     expansion: Annotated[int, Option(help="Latents per input dimension, where --d-sae is not given.")] = EXPANSION,
     k: Annotated[float | None, Option(help="Active latents per token (topk), or in the mean (batch_topk).")] = None,
