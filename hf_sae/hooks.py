@@ -160,8 +160,8 @@ def splice(host: nn.Module, sae: Autoencoder, keep_error: bool = False) -> Gener
         HookPointError: if a place does not exist, has another width, or is written before it is read.
     """
     warn_of_another_host(sae, host, stacklevel=4)  # 4: past contextlib
-    hook_in, hook_out = _one_place(sae, "hook_in"), sae.config.hook_out
-    hook_out = hook_in if hook_out is None else _one_place(sae, "hook_out")
+    hook_in, hook_out = one_place(sae, "hook_in", "splice"), sae.config.hook_out
+    hook_out = hook_in if hook_out is None else one_place(sae, "hook_out", "splice")
     source, target = resolve(host, hook_in), resolve(host, hook_out)
     _check_width(sae, "d_in", source.place.width, hook_in)
     _check_width(sae, "d_out", target.place.width, hook_out)
@@ -231,14 +231,22 @@ def _towers(model: nn.Module) -> list[Tower]:
         return []
 
 
-def _one_place(sae: Autoencoder, key: str) -> str:
+def one_place(sae: Autoencoder, key: str, what: str) -> str:
+    """The place in `config.hook_in` or `config.hook_out` (`key`), for `what` cannot do with several.
+
+    Raises:
+        HookPointError: if there is none, or there are several.
+    """
     place = getattr(sae.config, key)
     if isinstance(place, str):
         return place
-    advice = "Set it to one hook point."
+    advice = "Set it to one hook point, such as 'resid_post.6'."
     if place is not None:
-        advice = "`evaluate` replaces several places by what was read of all of them in a clean run."
-    raise HookPointError(f"splice needs one place in config.{key}, which is {place!r}. {advice}")
+        advice = (
+            "Of several places `evaluate` replaces all by what was read in a clean run, and `read(host, sae.config.places_in, …)` "
+            "gives what `encode_sparse` takes side by side (torch.cat, dim=-1)."
+        )
+    raise HookPointError(f"{what} needs one place in config.{key}, which is {place!r}. {advice}")
 
 
 def _check_width(sae: Autoencoder, key: str, width: int | None, place: str) -> None:

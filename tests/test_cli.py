@@ -21,7 +21,7 @@ from hf_sae.cli import main
 from hf_sae.commands.features import sae_ids
 from hf_sae.commands.steer import parse_rows
 from hf_sae.errors import ConfigError, DataError
-from hf_sae.models import BatchTopKSAE, JumpReLUSAE, StandardSAE, TopKSAE
+from hf_sae.models import BatchTopKSAE, CrosscoderSAE, CrossLayerSAE, JumpReLUSAE, StandardSAE, TopKSAE
 from hf_sae.steering import OfMax, OfNorm, ablate, add, clamp, scale, when
 
 
@@ -166,6 +166,37 @@ def test_train_every_architecture_with_its_fields(run: Any, tmp_path: Path, argu
     assert {name: getattr(sae.config, name) for name in fields} == fields
 
 
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (
+            ["--hook", "resid_post.0", "--hook", "resid_post.1"],
+            (CrosscoderSAE, ["resid_post.0", "resid_post.1"], None),
+        ),
+        (["--hook-in", "resid_post.0,resid_post.1"], (CrosscoderSAE, ["resid_post.0", "resid_post.1"], None)),
+        (
+            ["--hook", "mlp_in.0, mlp_in.1", "--hook-out", "mlp_out.0,mlp_out.1"],
+            (CrossLayerSAE, ["mlp_in.0", "mlp_in.1"], ["mlp_out.0", "mlp_out.1"]),
+        ),
+        (["--config", "run.yaml"], (CrosscoderSAE, ["resid_post.0", "resid_post.1"], None)),
+        (["--config", "one.yaml"], (TopKSAE, "resid_post.0", None)),
+    ],
+)
+def test_several_places_are_repeated_or_have_commas(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], expected: Any
+):
+    monkeypatch.chdir(tmp_path)
+    Path("run.yaml").write_text("hook: [resid_post.0, resid_post.1]\n")
+    Path("one.yaml").write_text("hook_in: resid_post.0\n")
+    result = run(
+        "train", *SMALL, "--total-tokens", "1024", "--eval-tokens", "0", "--output-dir", "out", "--json", *arguments
+    )
+    assert result.code == 0, result.err
+    sae = AutoSAE.from_pretrained("out")
+    assert (type(sae), sae.config.hook_in, sae.config.hook_out) == expected
+    assert sae.config.k == 32
+
+
 def test_resuming_ends_with_the_same_bits(run: Any, tmp_path: Path):
     options = [*SMALL, "--eval-tokens", "0", "--total-tokens", "4096"]
     run("train", *options, "--output-dir", tmp_path / "whole")
@@ -223,6 +254,8 @@ def test_a_wrong_config_file_is_an_error(run: Any, tmp_path: Path, text: str, me
         (["train", "--hook", "resid_pots.1"], "resid_post.1"),
         (["train", "--layer", "9"], "4 layers"),
         (["train", "--layer", "1", "--hook", "mlp_in.1"], "give one of them"),
+        (["train", "--arch", "crosscoder"], "--hook resid_post.0,resid_post.1"),
+        (["train", "--arch", "cross_layer", "--hook", "mlp_in.1"], "lists have commas"),
         (["train", "--set", "kk=3"], "Did you mean 'k'?"),
         (["train", "--set", "k"], "is not key=value"),
         (["train", "--arch", "standard", "--k", "3"], "no field 'k'"),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .console import Console, Host, Json, Revision, aligned, fail, load_host
+from .train import HOOK, places_in
 
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ DTYPES = ("float32", "bfloat16", "float16", "int8")
 @app.command("write")
 def write(
     output_dir: Annotated[Path, typer.Argument(metavar="FOLDER", help="New or empty folder to write to.")],
-    hook: Annotated[list[str] | None, typer.Option(help="Place to read, such as mlp_in.8; repeatable.")] = None,
+    hook: Annotated[list[str] | None, HOOK] = None,
     layer: Annotated[list[int] | None, typer.Option(help="Short for --hook resid_post.LAYER; repeatable.")] = None,
     n_tokens: Annotated[int, typer.Option(min=1, help="Tokens to write, or all where there are fewer.")] = 1_000_000,
     host: Host = None,
@@ -56,7 +57,7 @@ def write(
     from ..activations import Prefetched, write_cache
 
     console = Console(as_json)
-    points = [*(hook or ()), *(f"resid_post.{number}" for number in layer or ())]
+    points = [*places_in(hook), *(f"resid_post.{number}" for number in layer or ())]
     if not points:
         fail("no place to read: give --layer 8, or --hook mlp_in.8. `hf-sae hooks HOST` lists the places of a host.")
     if dtype is not None and dtype not in DTYPES:
@@ -82,6 +83,7 @@ def _stream(
 ) -> ActivationStream:
     """The host's activations, through a ring that holds no more tokens than will be written: filling it comes first."""
     from ..activations import ActivationStream
+    from ..activations.columns import place_of
     from ..corpus import stdlib_corpus
     from ..hosts import width_of
 
@@ -89,7 +91,7 @@ def _stream(
     if tokenizer is None:
         fail(f"the host {host!r} has no tokenizer. Write its activations from Python with write_cache().")
     text = stdlib_corpus(split) if dataset is None else dataset
-    slot = sum(width_of(model, point) for point in points) * 4 + 16
+    slot = sum(width_of(model, place_of(point)) for point in points) * 4 + 16
     tokens = max(n_tokens, 4 * options["batch_size"] * options["context_length"])
     ring_bytes = min(ring_bytes, tokens * slot * 16 // 15 + slot)
     return ActivationStream(model, tokenizer, text, points, ring_bytes=ring_bytes, split=split, **options)

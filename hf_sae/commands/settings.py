@@ -29,7 +29,10 @@ def read_config(context: typer.Context, path: Path | None) -> Path | None:
         name = str(key).replace("-", "_")
         if name not in known:
             fail(f"{str(path)!r} has the key {key!r}, which is no option. {did_you_mean(name, known)}")
-        defaults[str(known[name].name)] = _as_typed(value)
+        value = _as_typed(value)
+        if getattr(known[name], "multiple", False) and isinstance(value, str):
+            value = [value]  # letter by letter otherwise
+        defaults[str(known[name].name)] = value
     context.default_map = {**(context.default_map or {}), **defaults}
     return path
 

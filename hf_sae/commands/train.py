@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,9 +22,17 @@ if TYPE_CHECKING:
     from ..models import SAE, SAEConfig
 
 Option = typer.Option
+PLACES = "PLACE[,PLACE…]"
+HOOK = Option("--hook", "--hook-in", metavar=PLACES, help="Place to read (mlp_in.8), or several: `hf-sae hooks`.")
+HOOK_OUT = Option(metavar=PLACES, help="Place (or several) to predict: makes a transcoder.")
+ARCH = Option(
+    help="Sparsity mechanism: topk, batch_topk, gated, … (docs/methods.md). Default: topk; of several places crosscoder, or "
+    "with --hook-out cross_layer."
+)
 LAST = ("last", "true", "True")
 DEFAULT_HOOK = "resid_post.1"  # of the default host
 EXPANSION = 16
+DEFAULT_K = 32  # of the architecture that is chosen by the places
 ALIASES = {"mutual_choice": "batch_topk"}  # other papers' names of the same method
 
 
@@ -41,12 +49,10 @@ def train(
     skip_corrupt: Annotated[bool, Option("--skip-corrupt", help="Pass over damaged shards of --cache.")] = False,
     split: Annotated[str, Option(help="Split to train on.")] = "train",
     column: Annotated[str | None, Option(help="Column with the text. Default: the first that looks like it.")] = None,
-    hook: Annotated[
-        str | None, Option(help="Place to read (mlp_in.8), or several with commas: `hf-sae hooks`.")
-    ] = None,
-    hook_out: Annotated[str | None, Option(help="Place (or several) to predict: makes a transcoder.")] = None,
+    hook: Annotated[list[str] | None, HOOK] = None,
+    hook_out: Annotated[list[str] | None, HOOK_OUT] = None,
     layer: Annotated[int | None, Option(help="Short for --hook resid_post.LAYER.")] = None,
-    arch: Annotated[str, Option(help="Sparsity mechanism: topk, batch_topk, gated, … (docs/methods.md).")] = "topk",
+    arch: Annotated[str | None, ARCH] = None,
     d_sae: Annotated[int | None, Option(help="Number of latents.")] = None,
     expansion: Annotated[int, Option(help="Latents per input dimension, where --d-sae is not given.")] = EXPANSION,
     k: Annotated[float | None, Option(help="Active latents per token (topk), or in the mean (batch_topk).")] = None,
@@ -140,24 +146,19 @@ def build_config(
     """The autoencoder's config from `--arch`, its own flags and `--set`; widths from the host, or from a cache."""
     from ..corpus import corpus_info
     from ..hosts import width_of
-    from ..models import registered
+    from ..models import ConfigError
 
-    known = {model_type.removeprefix("hf_sae_"): config for model_type, (config, _) in registered().items()}
-    known |= {alias: known[name] for alias, name in ALIASES.items()}
-    if options.arch not in known:
-        fail(f"--arch {options.arch!r} does not exist. {did_you_mean(options.arch, known)}")
-    if options.hook is not None and options.layer is not None:
-        fail(f"--hook {options.hook} and --layer {options.layer} both name the place to read: give one of them.")
-    hook = options.hook or (None if options.layer is None else f"resid_post.{options.layer}")
-    if hook is None and options.host is not None:
+    hook_in, hook_out = places_read(options), places_in(options.hook_out)
+    if not hook_in and options.host is not None:
         fail("no place to read: give --layer 8, or --hook mlp_in.8. `hf-sae hooks HOST` lists the places of a host.")
-    hook_in, hook_out = places_in(hook or DEFAULT_HOOK), places_in(options.hook_out)
+    hook_in = hook_in or [DEFAULT_HOOK]
+    config_class = _architecture(options.arch, hook_in, hook_out)
     width = partial(width_of, host) if cached_widths is None else cached_widths.__getitem__
     widths = [[width(place) for place in places] for places in (hook_in, hook_out or hook_in)]
     d_in = sum(widths[0])
     fields: dict[str, Any] = {
-        "hook_in": _plain(hook_in),
-        "hook_out": _plain(hook_out),
+        "hook_in": hook_in,
+        "hook_out": hook_out or None,
         "d_in": d_in,
         "d_out": sum(widths[1]),
         "d_sae": options.d_sae or options.expansion * d_in,
@@ -165,22 +166,52 @@ def build_config(
         "input_norm": options.input_norm,
         "provenance": {"corpus": corpus_info("train")} if options.dataset is None else None,
     }
-    if len(set(widths[0])) > 1 and hasattr(known[options.arch], "widths"):
+    if len(set(widths[0])) > 1 and hasattr(config_class, "widths"):
         fields["widths"] = widths[0]
+    fields |= _sparsity(options) | pairs(options.set_ or (), "--set")
+    try:
+        return config_class(**fields)
+    except ConfigError as error:
+        if not getattr(config_class, "has_no_defaults_at_init", False):
+            raise
+        fail(f"{error} As flags, lists have commas: --hook resid_post.0,resid_post.1, and --hook-out likewise.")
+
+
+def _architecture(name: str | None, hook_in: list[str], hook_out: list[str]) -> type[SAEConfig]:
+    """The config class that `--arch` names, or what places like these are usually read with."""
+    from ..models import registered
+    from ..training.recipes import usual_architecture
+
+    if name is None:
+        return usual_architecture(hook_in, hook_out)
+    known = {model_type.removeprefix("hf_sae_"): config for model_type, (config, _) in registered().items()}
+    known |= {alias: known[of] for alias, of in ALIASES.items()}
+    if name not in known:
+        fail(f"--arch {name!r} does not exist. {did_you_mean(name, known)}")
+    return known[name]
+
+
+def _sparsity(options: Any) -> dict[str, Any]:
+    """What the flags say about how many latents are active."""
     own = {name: getattr(options, name) for name in ("k", "l1_coefficient", "target_l0")}
     if own["k"] is not None and own["k"].is_integer():
         own["k"] = int(own["k"])
-    fields |= {name: value for name, value in own.items() if value is not None}
-    return known[options.arch](**fields | pairs(options.set_ or (), "--set"))
+    if options.arch is None and own["k"] is own["l1_coefficient"] is None:
+        own["k"] = DEFAULT_K  # without k a crosscoder has a penalty
+    return {name: value for name, value in own.items() if value is not None}
 
 
-def places_in(option: str | None) -> list[str]:
-    """The places that an option names, separated by commas; none where it was not given."""
-    return [place.strip() for place in (option or "").split(",") if place.strip()]
+def places_read(options: Any) -> list[str]:
+    """The places of `--hook` or `--layer`; none where neither was given."""
+    named = places_in(options.hook)
+    if named and options.layer is not None:
+        fail(f"--hook {','.join(named)} and --layer {options.layer} both name the place to read: give one of them.")
+    return named if options.layer is None else [f"resid_post.{options.layer}"]
 
 
-def _plain(places: list[str]) -> str | list[str] | None:
-    return places if len(places) > 1 else next(iter(places), None)
+def places_in(option: Sequence[str] | None) -> list[str]:
+    """The places that an option names: given several times, separated by commas, or both; none where it was not given."""
+    return [place.strip() for part in option or () for place in part.split(",") if place.strip()]
 
 
 def stream_options(options: Any) -> dict[str, Any]:

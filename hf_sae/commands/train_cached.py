@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from .console import Console, fail, load_host
 from .rehearse import rehearse
-from .train import LAST, build_config, conclude, new_model, places_in
+from .train import LAST, build_config, conclude, new_model, places_in, places_read
 
 
 if TYPE_CHECKING:
@@ -26,9 +26,8 @@ def run_cached(options: Any, args: SAETrainingArguments, console: Console, proce
     chosen: dict[str, Any] = {"repeat": True, "seed": options.seed, "skip_corrupt": options.skip_corrupt}
     chosen |= {"rank": process.process_index, "world_size": process.num_processes}
     whole = CachedStream(options.cache, **chosen)
-    options.hook = _hook(options, whole)
-    options.layer = None
-    _require_points(options.cache, whole, [*places_in(options.hook), *places_in(options.hook_out)])
+    options.hook, options.layer = _places(options, whole), None
+    _require_points(options.cache, whole, [*options.hook, *places_in(options.hook_out)])
     model_config = build_config(options, None, whole.widths)
     model_config.provenance = None  # the stream says which text it was
     points = registered()[model_config.model_type][1].keys_for(model_config)
@@ -66,17 +65,18 @@ def _require_points(cache: str, stream: CachedStream, points: list[str]) -> None
             )
 
 
-def _hook(options: Any, stream: CachedStream) -> str:
-    """The place to read: the one that was named, or the only one."""
+def _places(options: Any, stream: CachedStream) -> list[str]:
+    """The places to read: those that were named, or the only one."""
     from ..activations.columns import is_gradient
 
     places = [column for column in stream.widths if not is_gradient(column)]
-    if options.hook is not None and options.layer is not None:
-        fail(f"--hook {options.hook} and --layer {options.layer} both name the place to read: give one of them.")
-    named = options.hook or (None if options.layer is None else f"resid_post.{options.layer}")
-    if named is None and len(places) != 1:
-        fail(f"{options.cache!r} holds several places: give --hook with one of {', '.join(places or stream.widths)}.")
-    return named or places[0]
+    named = places_read(options)
+    if not named and len(places) != 1:
+        fail(
+            f"{options.cache!r} holds several places: give --hook with one of {', '.join(places or stream.widths)}, or "
+            "several of them with commas."
+        )
+    return named or places
 
 
 def _host_for_measuring(options: Any, console: Console, stream: CachedStream) -> tuple[Any, Any]:

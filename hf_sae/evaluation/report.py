@@ -146,17 +146,16 @@ class EvalReport:
         write_json(self.to_dict(), path)
 
     def to_table(self) -> str:
-        """The metrics, their intervals and what they mean, as plain text of at most 80 columns; controls below."""
+        """The metrics, their intervals and what they mean, as plain text of at most 80 columns; below, controls and places."""
         rows = [("metric", "value", "95% interval", "")]
         for key in METRIC_KEYS:
             metric = self.metrics.get(key, Metric(None))
             rows.append((key, number(metric.value), _interval(metric), MEANINGS[key]))
         lines = aligned(rows, "<>><")
-        for title, table in (
-            ("same tokens", {"sae": self.metrics, **self.controls} if self.controls else {}),
-            ("each place", self.places),
-        ):
-            lines += _beside(title, table)
+        lines += _beside("same tokens", {"sae": self.metrics, **self.controls} if self.controls else {})
+        if self.places:  # a row for each: there may be as many as the host has layers
+            table = _by_place(self.places)
+            lines += ["", *aligned(table, "<" + ">" * (len(table[0]) - 1))]
         tokens = f"{self.n_tokens:,} tokens, {self.n_documents:,} documents, seed {self.seed}"
         notes = [line for note in self.notes for line in textwrap.wrap(note, WIDTH)]
         return "\n".join([tokens, "", *lines, *([""] if notes else []), *notes])
@@ -210,7 +209,8 @@ class EvalReport:
             f"{self.sae.get('name') or 'SAE'} in {self.host.get('name') or 'host'}, {self.n_tokens:,} tokens"
         )
         notes = "".join(f"<li>{escape(note)}</li>" for note in self.notes)
-        return f"<table><caption>{title}</caption><tr>{head}</tr>{''.join(rows)}</table><ul>{notes}</ul>"
+        table = f"<table><caption>{title}</caption><tr>{head}</tr>{''.join(rows)}</table>"
+        return f"{table}{_places_html(self.places)}<ul>{notes}</ul>"
 
 
 def _beside(title: str, table: Mapping[str, Mapping[str, Metric]]) -> list[str]:
@@ -224,6 +224,24 @@ def _beside(title: str, table: Mapping[str, Mapping[str, Metric]]) -> list[str]:
         if key in rest
     ]
     return ["", *aligned([(title, *table), *body], "<" + ">" * len(table))]
+
+
+def _by_place(places: Mapping[str, Mapping[str, Metric]]) -> list[tuple[str, ...]]:
+    """A heading and a row for each place, with the metrics that there are of places."""
+    keys = [key for key in METRIC_KEYS if any(key in values for values in places.values())]
+    rows = [
+        (place, *(number(values.get(key, Metric(None)).value) for key in keys)) for place, values in places.items()
+    ]
+    return [("each place", *keys), *rows]
+
+
+def _places_html(places: Mapping[str, Mapping[str, Metric]]) -> str:
+    if not places:
+        return ""
+    head, *rows = _by_place(places)
+    cells = "".join(f"<th>{escape(cell)}</th>" for cell in head)
+    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f"<table><tr>{cells}</tr>{body}</table>"
 
 
 def _interval(metric: Metric) -> str:

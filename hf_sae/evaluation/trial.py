@@ -25,11 +25,16 @@ def places_of(sae: SAE) -> tuple[list[str], list[str]]:
     """The places that an SAE or transcoder reads, and those that it writes.
 
     Raises:
-        HookPointError: if the config has no hook point.
+        HookPointError: if the config has no hook point, or places of several hosts.
     """
     if sae.config.hook_in is None:
         raise HookPointError(
             "hook_in=None: evaluation needs one place to read or several. Set sae.config.hook_in, such as 'resid_post.8'."
+        )
+    if paired := [place for place in sae.config.places_in if "/" in place]:
+        raise HookPointError(
+            f"hook_in={sae.config.hook_in!r}: {paired[0]!r} is in one of several hosts, and `evaluate` runs one. Read held-out "
+            "text with PairedStream(hosts, …), and give its activations side by side to sae.fvu_by_place."
         )
     return sae.config.places_in, sae.config.places_out
 

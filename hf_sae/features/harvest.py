@@ -16,6 +16,7 @@ from ..errors import HookPointError
 from ..evaluation.core import DEFAULT_CONTEXT, recorded
 from ..evaluation.passes import inference
 from ..evaluation.samples import open_source
+from ..hooks import one_place
 from ..hosts import unwrap
 from ..hosts.fingerprints import fingerprint, warn_of_another_host
 from .corpus_pass import CorpusPass, weights_sha256
@@ -155,10 +156,7 @@ def _reader(saes: Mapping[str, SAE], host: PreTrainedModel, tokenizer: Any) -> H
     """Reads every place once; widths are compared before anything runs."""
     for name, sae in saes.items():
         warn_of_another_host(sae, host, tokenizer, stacklevel=4)
-        if not isinstance(sae.config.hook_in, str):
-            raise HookPointError(
-                f"{name!r} reads {sae.config.hook_in!r}. Set sae.config.hook_in to one place, such as 'resid_post.6'."
-            )
+        one_place(sae, "hook_in", f"a harvest of {name!r}")
     reader = HostReader(host, list(dict.fromkeys(str(sae.config.hook_in) for sae in saes.values())), None)
     for name, sae in saes.items():
         width = reader.widths[str(sae.config.hook_in)]

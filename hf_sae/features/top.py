@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..errors import DataError, HookPointError
-from ..hooks import read
+from ..hooks import one_place, read
 from ..hosts.fingerprints import warn_of_another_host
 from ..terminal import WIDTH, Strip, columns, shorten, visible
 from ..views import notebook, token_grid, token_strip
@@ -173,11 +173,7 @@ def hidden_at(host: PreTrainedModel, sae: SAE, **inputs: torch.Tensor) -> torch.
     Raises:
         HookPointError: if the place is not known, not there, or has another width.
     """
-    point = sae.config.hook_in
-    if not isinstance(point, str):
-        raise HookPointError(
-            f"the autoencoder reads {point!r}. Set sae.config.hook_in to one place, such as 'resid_post.6'."
-        )
+    point = one_place(sae, "hook_in", "this")
     hidden = read(host, [point], **inputs)[point]
     if hidden.shape[-1] != sae.config.d_in:
         raise HookPointError(

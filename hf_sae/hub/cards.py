@@ -97,6 +97,7 @@ def render_card(
         pinnable=repo_id is not None,
         headline=None if report is None else tables.headline(report),
         metrics=None if report is None else tables.metrics(report),
+        places=None if report is None else tables.places(report),
         measured=None if report is None else facts.measured(report, escape),
         notes=[] if report is None else [escape(note) for note in report.notes],
         examples=[_example(example) for example in examples or ()],

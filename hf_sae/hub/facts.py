@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
 DEFAULT_HOST, HUB = "default_host", "https://huggingface.co"
 OWN_HOST = "the small language model that ships with hf-sae"
+SIDE_BY_SIDE = [
+    'acts = read(host, sae.config.places_in, **tokenizer("import os", return_tensors="pt"))',
+    "code = sae.encode_sparse(torch.cat(list(acts.values()), dim=-1))  # the places side by side",
+]
 _TRAINING = {
     "total_tokens": "Tokens",
     "tokens_per_batch": "Tokens per batch",
@@ -130,19 +134,22 @@ def quickstart(sae: SAE, place: str, subfolder: str | None = None) -> str:
     inside = f", subfolder={json.dumps(subfolder)}" if subfolder else ""
     load = f"sae = AutoSAE.from_pretrained({json.dumps(place)}{inside})"
     name = hub_id(config.base_model, config.base_revision)
-    if (config.base_model != DEFAULT_HOST and name is None) or isinstance(config.hook_in, list):
+    of_hosts = any("/" in place for place in config.places_in)  # of several models, which the config does not name
+    if (config.base_model != DEFAULT_HOST and name is None) or of_hosts:
         encode = (
             f"code = sae.encode_sparse(torch.zeros(1, {config.d_in}))  # activations at {' | '.join(config.places_in)}"
         )
         return "\n".join(["import torch", "", "from hf_sae import AutoSAE", "", "", load, encode])
-    look = 'print(top_features(sae, host, tokenizer, "import os"))'
+    first, tool, look = [], "top_features", ['print(top_features(sae, host, tokenizer, "import os"))']
+    if isinstance(config.hook_in, list):
+        first, tool, look = ["import torch", ""], "read", SIDE_BY_SIDE
     if config.base_model == DEFAULT_HOST:
-        head, host = ["from hf_sae import AutoSAE, default_host, top_features"], "default_host()"
+        head, host = [f"from hf_sae import AutoSAE, default_host, {tool}"], "default_host()"
     else:
-        head = ["from hf_sae import AutoSAE, top_features", "from hf_sae.hosts.loading import load_host"]
+        head = [f"from hf_sae import AutoSAE, {tool}", "from hf_sae.hosts.loading import load_host"]
         revision = f", revision={json.dumps(config.base_revision)}" if config.base_revision else ""
         host = f"load_host({json.dumps(name)}{revision})"
-    return "\n".join([*head, "", "", load, f"host, tokenizer = {host}", look])
+    return "\n".join([*first, *head, "", "", load, f"host, tokenizer = {host}", *look])
 
 
 def conventions(sae: SAE, report: EvalReport | None) -> list[str]:

@@ -40,6 +40,19 @@ def headline(report: EvalReport) -> str:
     return table(rows, (False, *[True] * (len(rows[0]) - 1)))
 
 
+def places(report: EvalReport) -> str | None:
+    """A row for each of several places that are written: the error there, and what replacing it alone costs."""
+    if not report.places:
+        return None
+    keys = {"fvu": "FVU", "delta_ce": "ΔCE alone"}
+    rows = [["Each place", *keys.values()]]
+    for place, values in report.places.items():
+        found = [values.get(key) for key in keys]
+        cells = ["" if metric is None or metric.value is None else f"{metric.value:.3g}" for metric in found]
+        rows.append([code(place), *cells])
+    return table(rows, (False, True, True))
+
+
 def metrics(report: EvalReport) -> str:
     """Every metric that is defined, with its interval and what it means."""
     rows = [["Metric", "Value", "95 % interval", "Meaning"]]

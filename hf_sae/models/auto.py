@@ -31,9 +31,10 @@ class AutoSAE(_BaseAutoModelClass):
         """Makes an architecture known to `AutoSAE`, `AutoConfig` and `AutoModel` by its config's `model_type`.
 
         Raises:
-            ConfigError: if another config class holds that `model_type`, which transformers would replace silently, or the
-                model does not name its config.
+            ConfigError: if another config class holds that `model_type`, which transformers would replace silently, the
+                config is not checked or has no `model_type` of its own, or the model does not name its config.
         """
+        _require_own(config_class)
         holder = registered().get(config_class.model_type)
         if holder is not None and holder[0] is not config_class and not exist_ok:
             raise ConfigError(
@@ -105,6 +106,18 @@ class AutoTranscoder(AutoSAE):
                 "transcoder. Load it with AutoSAE."
             )
         return loaded
+
+
+def _require_own(config_class: type[SAEConfig]) -> None:
+    name = config_class.__name__
+    if "validate" not in vars(config_class):  # which @strict puts there
+        raise ConfigError(f"{name} is not checked: put @strict_config above its class, or wrong values go unnoticed.")
+    if config_class.model_type == SAEConfig.model_type:
+        raise ConfigError(
+            f"{name} has no model_type of its own: write one in the body of the class, such as 'my_sae'."
+        )
+    if config_class.model_type in CONFIG_MAPPING_NAMES:
+        raise ConfigError(f"model_type {config_class.model_type!r} is one of transformers' own: give {name} another.")
 
 
 def _foreign(name: str, error: Exception | None, kwargs: dict[str, Any]) -> Any:

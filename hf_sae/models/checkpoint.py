@@ -29,7 +29,7 @@ FEATURE_STATS = "feature_stats.safetensors"
 
 
 def load_strictly(load: Callable[..., Any], name: str | Path, *args: Any, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
-    """Calls a transformers `from_pretrained` with the arguments and returns `(model, loading_info)`.
+    """Calls an SAE's `from_pretrained` of transformers with the arguments and returns `(model, loading_info)`.
 
     Args:
         load (`Callable`): the `from_pretrained`.
@@ -39,7 +39,7 @@ def load_strictly(load: Callable[..., Any], name: str | Path, *args: Any, **kwar
 
     Raises:
         CheckpointError: for files that are missing, truncated or not safetensors, and for tensors that are missing,
-            unexpected, misshapen or not finite.
+            unexpected, misshapen, not finite, or ruled out by the architecture.
     """
     # mismatched shapes come back in the loading info, so that every defect is refused in one place
     kwargs |= {"output_loading_info": True, "use_safetensors": True, "ignore_mismatched_sizes": True}
@@ -61,6 +61,7 @@ def load_strictly(load: Callable[..., Any], name: str | Path, *args: Any, **kwar
         [f"{key} {list(found)}, wanted {list(wanted)}" for key, found, wanted in info["mismatched_keys"]],
     )
     _refuse(name, "has NaN or infinite values in", list(_not_finite(model)))
+    _refuse(name, "has weights that its architecture rules out:", model.defects())
     return model, info
 
 

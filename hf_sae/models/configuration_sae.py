@@ -124,6 +124,9 @@ class SAEConfig(PreTrainedConfig):
                 f" Did you mean {nearest[0]!r}?" if nearest else f" Allowed: {', '.join(sorted(_own_fields(self)))}."
             )
             raise ConfigError(f"{type(self).__name__} has no field {key!r}.{hint}")
+        for name in ("hook_in", "hook_out"):  # a list of one place is that place, everywhere
+            if isinstance(places := getattr(self, name), list) and len(places) == 1:
+                setattr(self, name, places[0])
         if self.d_out is None:
             self.d_out = self.d_in
         super().__post_init__(**kwargs)

@@ -195,6 +195,20 @@ class CrossLayerSAE(SAE):
             return super().W_enc
         return torch.block_diag(*(block.detach().T for block in self.encoder.blocks()))
 
+    def defects(self) -> list[str]:
+        """Latents that write to an earlier place than they read."""
+        if not isinstance(self.decoder, CausalDecoder) or self.decoder.weight.is_meta:
+            return []
+        n, share = self.config.n_writers, self.config.d_sae // self.config.n_writers
+        written = self.decoder.weight.detach().view(n, share, n, -1).ne(0).any(-1).sum(1)  # [readers, writers]
+        found = written.tril(-1).nonzero().tolist()
+        places_in, places_out = self.config.places_in, self.config.places_out
+        return [
+            f"{int(written[reader, writer])} of {share} latents that read {places_in[reader]!r} write to "
+            f"{places_out[writer]!r}"
+            for reader, writer in found
+        ]
+
     def reader_of(self, latents: Tensor) -> Tensor:
         """The number of the place in `hook_in` that each of some latents `[m]` reads."""
         return latents // (self.config.d_sae // self.config.n_readers)

@@ -69,6 +69,10 @@ class Saving(Base):
                 remember(name, asked, pinned, kwargs.get("cache_dir"))
         return (model, info) if want_info else model
 
+    def defects(self) -> list[str]:
+        """What an architecture refuses in weights of the right names and shapes, such as entries that cannot exist."""
+        return []
+
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """transformers' `save_pretrained`, atomically, with the feature statistics beside the weights.
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import HookPointError
-from ..hooks import Call
+from ..hooks import Call, one_place
 from ..hosts import resolve
 from .delta import BoundEdits
 from .edits import Edit, as_edits
@@ -145,13 +145,8 @@ def _apply(bound: BoundEdits, x: Tensor, source: Tensor, selected: Tensor | None
 
 def places_of(host: PreTrainedModel, sae: SAE) -> tuple[str, str]:
     """Where the autoencoder reads and writes, after checking that it fits there."""
-    config = sae.config
-    hook_in, hook_out = config.hook_in, config.hook_out or config.hook_in
-    if not isinstance(hook_in, str) or not isinstance(hook_out, str):
-        raise HookPointError(
-            f"steering needs one place to read and one to write, and the autoencoder has hook_in={hook_in!r} and "
-            f"hook_out={config.hook_out!r}. Set sae.config.hook_in, such as 'resid_post.6'."
-        )
+    hook_in = one_place(sae, "hook_in", "steering")
+    hook_out = hook_in if sae.config.hook_out is None else one_place(sae, "hook_out", "steering")
     # the structure may not say how wide a place is; then its first activation does
     _check_width(sae, "d_in", resolve(host, hook_in).place.width, hook_in)
     _check_width(sae, "d_out", resolve(host, hook_out).place.width, hook_out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,8 +30,8 @@ def train_sae(
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
     layer: int | None = None,
-    hook_in: str | list[str] | None = None,
-    hook_out: str | list[str] | None = None,
+    hook_in: str | Sequence[str] | None = None,
+    hook_out: str | Sequence[str] | None = None,
     expansion: int = 16,
     k: int = 32,
     config: SAEConfig | None = None,
@@ -104,24 +105,30 @@ def open_stream(
 def _complete(
     config: SAEConfig | None,
     host: PreTrainedModel,
-    hook_in: str | list[str] | None,
-    hook_out: str | list[str] | None,
+    hook_in: str | Sequence[str] | None,
+    hook_out: str | Sequence[str] | None,
     expansion: int,
     k: int,
 ) -> SAEConfig:
     """A config whose places and widths are those of the host."""
     place = hook_in or (None if config is None else config.hook_in)
-    if place is None:
+    if not place:
         raise HookPointError(
             "train_sae needs a place: layer=8, or hook_in='mlp_in.8' (with hook_out= for a transcoder)."
         )
     target = hook_out or (None if config is None else config.hook_out)
+    places_in, places_out = _listed(place), _listed(target or ())
     widths_in, widths_out = (
-        [width_of(host, point) for point in _listed(points)] for points in (place, target or place)
+        [width_of(host, point) for point in points] for points in (places_in, places_out or places_in)
     )
-    changes: dict[str, Any] = {"hook_in": place, "hook_out": target, "d_in": sum(widths_in), "d_out": sum(widths_out)}
+    changes: dict[str, Any] = {
+        "hook_in": places_in,
+        "hook_out": places_out or None,
+        "d_in": sum(widths_in),
+        "d_out": sum(widths_out),
+    }
     if config is None:
-        config_class: type[SAEConfig] = _architecture(place, target)
+        config_class: type[SAEConfig] = usual_architecture(places_in, places_out)
         fields: dict[str, Any] = {"d_sae": sum(widths_in) * expansion, "k": k, "input_norm": "scalar"}
     else:
         config_class, fields = type(config), config.to_dict()
@@ -130,12 +137,12 @@ def _complete(
     return config_class(**fields | changes)
 
 
-def _architecture(hook_in: str | list[str], hook_out: str | list[str] | None) -> type[SAEConfig]:
-    """TopK, of one place or of several."""
-    if len(_listed(hook_in)) == len(_listed(hook_out or hook_in)) == 1:
+def usual_architecture(places_in: list[str], places_out: list[str]) -> type[SAEConfig]:
+    """What is trained where no architecture is named: TopK of one place or of several; no `places_out` are those read."""
+    if len(places_in) == 1 and len(places_out) <= 1:
         return TopKConfig
-    return CrosscoderConfig if hook_out is None else CrossLayerConfig
+    return CrossLayerConfig if places_out else CrosscoderConfig
 
 
-def _listed(points: str | list[str]) -> list[str]:
-    return [points] if isinstance(points, str) else points
+def _listed(points: str | Sequence[str]) -> list[str]:
+    return [points] if isinstance(points, str) else list(points)

@@ -33,13 +33,10 @@ class Trainee:
         """Lets the scheme put the SAE, or its part, where this process computes, and makes its optimiser.
 
         Raises:
-            ConfigError: for an SAE without anything to train, or one that is a part left by another run.
+            ConfigError: for a model whose weights nobody set, that has nothing to train, or numbers that would not be saved, or is a
+                part left by another run.
         """
-        if not sae.dictionary.whole:
-            raise ConfigError(
-                f"{name} holds a part of its {sae.config.d_sae} latents, as parallelism='latents' leaves it. Load the whole from "
-                "the output_dir of that run."
-            )
+        _require_sound(sae)
         scheme.place(name, sae.train())
         device = scheme.processes.device
         fused = device.type in ("cpu", "cuda", "xpu")
@@ -203,3 +200,20 @@ def _firing_counts(latents: Tensor | SparseCode) -> Tensor:
     if isinstance(latents, SparseCode):
         return latents.detach().firing_counts()
     return (latents.detach() != 0).reshape(-1, latents.shape[-1]).sum(0)
+
+
+def _require_sound(sae: SAE) -> None:
+    """Refuses a part of a dictionary, and what is easily forgotten in an architecture of one's own and would come out later."""
+    name = type(sae).__name__
+    if not sae.dictionary.whole:
+        raise ConfigError(
+            f"this {name} holds a part of its {sae.config.d_sae} latents, as parallelism='latents' leaves it. Load the whole from "
+            "the output_dir of that run."
+        )
+    if "all_tied_weights_keys" not in vars(sae):  # which post_init sets
+        raise ConfigError(f"{name} has weights that nobody set: call self.post_init() at the end of its __init__.")
+    if lost := [key for key, _ in sae.named_buffers() if key not in sae.state_dict()]:
+        raise ConfigError(
+            f"{name} has buffers that no checkpoint keeps, so that a loaded one would compute something else: "
+            f"{', '.join(lost)}. Register them with persistent=True, or compute them where they are needed."
+        )

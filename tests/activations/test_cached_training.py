@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +176,25 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkey
     )
     assert code == 0
     assert "tokens of damaged shards were passed over" in " ".join(err.split())
+
+
+def test_gradients_are_written_as_the_advice_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    acts, train = tmp_path / "acts", ["train", "--cache", tmp_path / "acts", "--arch", "gradient", "--d-sae", 64]
+    small = ["--n-tokens", 1000, "--context-length", 32]
+    run(capsys, "cache", "write", acts, "--hook", "resid_post.0", *small)
+    code, _, err = run(capsys, *train)
+    assert code == 2
+    advice = re.search(r"`hf-sae (cache write) FOLDER (.*)` writes one that does", " ".join(err.split()))
+    assert advice is not None
+    shutil.rmtree(acts)
+    code, _, err = run(capsys, *advice[1].split(), acts, *advice[2].split(), *small)
+    assert code == 0, err
+    options = ["--total-tokens", 1024, "--tokens-per-batch", 256, "--eval-tokens", 0, "--output-dir", tmp_path / "sae"]
+    code, _, err = run(capsys, *train, *options)
+    assert code == 0, err
+    assert AutoSAE.from_pretrained(str(tmp_path / "sae")).config.hook_in == "resid_post.0"
+    code, text, err = run(capsys, *train, *options, "--dry-run", "--json")
+    assert json.loads(text)["job"]["served"] == 2 * 192
 
 
 def test_mistakes_of_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -79,6 +79,13 @@ def test_a_crosscoder_trains_from_it(tmp_path: Path) -> None:
     loaded = AutoSAE.from_pretrained(tmp_path)
     assert loaded.config.hook_in == PLACES
     assert set(loaded.config.provenance["hosts"]) == {"a", "b"}
+    rows = next(paired(seed=1).batches(100))  # the error at each place, as `evaluate` advises
+    with torch.no_grad():
+        found = loaded.fvu_by_place(torch.cat([rows[place] for place in PLACES], dim=-1))
+        out = loaded.split(loaded(torch.cat([rows[place] for place in PLACES], dim=-1)).reconstruction)
+    for place in PLACES:
+        x = rows[place]
+        assert found[place] == pytest.approx(float((x - out[place]).square().sum() / (x - x.mean(0)).square().sum()))
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,12 @@ import torch
 
 from hf_sae.errors import HookPointError
 from hf_sae.evaluation import EvalReport, check, compare_hosts, evaluate
-from hf_sae.hooks import edit, read
+from hf_sae.features.harvest import harvest
+from hf_sae.features.top import hidden_at
+from hf_sae.hooks import edit, read, splice
 from hf_sae.metrics import next_token_losses
 from hf_sae.models import CrosscoderConfig, CrosscoderSAE, CrossLayerConfig, CrossLayerSAE, SAEOutput
+from hf_sae.steering import add, steer
 from tests.evaluation.test_core import D, host, rule, tokens  # noqa: F401
 
 
@@ -61,8 +64,17 @@ def test_each_place_has_its_own_error_and_cost(host):  # noqa: F811
     assert 0 < report["fvu"] < 1
     again = EvalReport.from_dict(report.to_dict())
     assert again.places == report.places
-    assert "each place" in report.to_table()
-    assert PLACES[1] in report.to_table()
+    row = next(line.split() for line in report.to_table().splitlines() if line.startswith(PLACES[1]))
+    assert row[1:2] == ["1.0000"]
+    assert f"<td>{PLACES[1]}</td><td>1.0000</td>" in report._repr_html_()
+
+
+def test_as_many_places_as_layers_fit_the_table(host):  # noqa: F811
+    report = run(of_two(lambda x: x), host)
+    report.places = {f"resid_post.{layer}": report.places[PLACES[0]] for layer in range(32)}
+    lines = report.to_table().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert sum(line.split()[:2] == ["resid_post.31", "0.0000"] for line in lines) == 1
 
 
 def test_what_is_written_is_what_the_clean_run_gave(host):  # noqa: F811
@@ -99,12 +111,24 @@ def test_a_cross_layer_transcoder_and_its_controls_are_measured(host):  # noqa: 
     assert run(zero, host)["ce_recovered"] == 0
 
 
-def test_what_cannot_serve_several_places_says_so(host):  # noqa: F811
+def test_what_cannot_serve_several_places_says_so(host, tmp_path):  # noqa: F811
     for call in (
         lambda: check(of_two(lambda x: x), host, None, tokens(), progress=False),
         lambda: compare_hosts(of_two(lambda x: x), host, host, None, tokens(), progress=False),
     ):
         with pytest.raises(HookPointError, match="one place to read and one to write"):
             call()
+    cannot = "needs one place in config.hook_in, which is .*evaluate.*places_in"
+    for call in (
+        lambda: splice(host, of_two(lambda x: x)).__enter__(),
+        lambda: steer(host, of_two(lambda x: x), add({0: 1.0})).__enter__(),
+        lambda: hidden_at(host, of_two(lambda x: x), input_ids=torch.tensor([[1, 2]])),
+        lambda: harvest(of_two(lambda x: x), host, None, tokens(), tmp_path / "features"),
+    ):
+        with pytest.raises(HookPointError, match=cannot):
+            call()
+    paired = CrosscoderConfig(d_in=2 * D, d_sae=8, hook_in=["a/resid_post.0", "b/resid_post.0"])
+    with pytest.raises(HookPointError, match=r"several hosts.*fvu_by_place"):
+        run(CrosscoderSAE(paired), host)
     with pytest.raises(HookPointError, match="together"):
         run(CrosscoderSAE(CrosscoderConfig(d_in=D, d_sae=8, hook_in=PLACES)), host)

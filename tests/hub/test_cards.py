@@ -19,7 +19,7 @@ from hf_sae.evaluation import EvalReport, Metric
 from hf_sae.hub import example_features, facts, push_folder, render_card, save_card
 from hf_sae.hub.cards import LOG, README, RESULTS, is_generated
 from hf_sae.hub.markdown import escape, strip
-from hf_sae.models import AutoSAE, StandardConfig, StandardSAE, TopKConfig, TopKSAE
+from hf_sae.models import AutoSAE, CrosscoderConfig, CrosscoderSAE, StandardConfig, StandardSAE, TopKConfig, TopKSAE
 from hf_sae.training import SAETrainer, SAETrainingArguments
 from tests import toy_text
 
@@ -145,6 +145,25 @@ def test_the_quickstart_runs_verbatim(tmp_path: Path, monkeypatch: pytest.Monkey
     namespace: dict[str, Any] = {}
     exec(code_of((tmp_path / "my sae" / README).read_text()), namespace)
     assert namespace["sae"].config.d_sae == 32
+
+
+def test_the_quickstart_of_several_places_reads_them_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    places = ["resid_post.0", "resid_post.2"]
+    sae = CrosscoderSAE(CrosscoderConfig(d_in=384, d_sae=32, k=4, hook_in=places, base_model="default_host"))
+    sae.save_pretrained(tmp_path / "sae")
+    save_card(tmp_path / "sae", sae)
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, Any] = {}
+    exec(code_of((tmp_path / "sae" / README).read_text()), namespace)
+    assert list(namespace["acts"]) == places
+    assert set(namespace["code"].counts().tolist()) == {4}
+
+
+def test_a_card_shows_what_each_place_costs():
+    values = {"fvu": Metric(0.125), "delta_ce": Metric(0.5)}
+    card = render_card(make_sae(), make_report(places={"resid_post.0": values, "resid_post.1": values}))
+    assert "| `resid_post.0` | 0.125 | 0.5 |" in card
+    assert "Each place" not in render_card(make_sae(), make_report())
 
 
 def test_the_quickstart_names_repo_subfolder_and_revision():

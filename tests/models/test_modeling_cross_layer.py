@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from hf_sae.models import (
     AutoTranscoder,
+    CheckpointError,
     ConfigError,
     CrossLayerConfig,
     CrossLayerSAE,
@@ -85,6 +87,18 @@ def test_what_does_not_exist_stays_zero_in_training_with_dead_latents(tmp_path: 
     assert loaded.config.output_scales is not None
     assert loaded.config.output_scales == sae.config.output_scales
     assert torch.equal(loaded(x).reconstruction, sae.eval()(x).reconstruction)
+
+
+def test_a_checkpoint_that_writes_backwards_is_refused(tmp_path: Path) -> None:
+    """Splicing would let a later layer change an earlier place, and training would never take the entries away."""
+    cross_layer().save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    weights["decoder.weight"][9, 4] = 0.5  # of reader 1 to writer 0
+    weights["decoder.weight"][[16, 17], 5] = -1.0  # of reader 2 to writer 1
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    for load in (AutoTranscoder.from_pretrained, CrossLayerSAE.from_pretrained):
+        with pytest.raises(CheckpointError, match=r"1 of 8 .*mlp_in.1.*mlp_out.0.*2 of 8 .*mlp_in.2.*mlp_out.1"):
+            load(tmp_path)
 
 
 def test_auxk_does_not_reach_what_does_not_exist() -> None:

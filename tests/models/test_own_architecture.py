@@ -10,9 +10,11 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
+from transformers import AutoConfig
 
 from hf_sae import AutoSAE, SAETrainer, SAETrainingArguments
 from hf_sae.models import SAE, ConfigError, SAEConfig, registered, strict_config
@@ -105,3 +107,44 @@ def test_what_is_wrong_with_one_is_said(example: ModuleType) -> None:
     with pytest.raises(ConfigError, match=r"UnnamedSAE does not say .* write `config: OtherConfig`"):
         AutoSAE.register(OtherConfig, UnnamedSAE)
     assert "unnamed" not in registered()
+
+
+def architecture(name: str | None, decorate: Any = strict_config, initialise: bool = True) -> tuple[Any, Any]:
+    """A config and a model as somebody new to the library might write them."""
+    body: dict[str, Any] = {"__module__": __name__, "__annotations__": {"floor": float}, "floor": 0.1}
+    config_class = decorate(type("NewConfig", (SAEConfig,), body | ({"model_type": name} if name else {})))
+
+    def start(self: SAE, config: Any) -> None:
+        SAE.__init__(self, config)
+        if initialise:
+            self.post_init()
+
+    named = {"__module__": __name__, "__annotations__": {"config": config_class}, "__init__": start}
+    return config_class, type("NewSAE", (SAE,), named)
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        (architecture("unchecked", decorate=lambda cls: cls), "NewConfig is not checked: put @strict_config"),
+        (architecture(None), "NewConfig has no model_type of its own"),
+        (architecture("llama"), "'llama' is one of transformers' own"),
+    ],
+)
+def test_a_config_that_would_go_wrong_later_is_refused(parts: tuple[Any, Any], said: str) -> None:
+    before = dict(registered())
+    with pytest.raises(ConfigError, match=said):
+        AutoSAE.register(*parts)
+    assert registered() == before
+    assert AutoConfig.for_model("llama").hidden_act == "silu"
+
+
+@pytest.mark.parametrize("forgotten", ["post_init", "persistent"])
+def test_what_training_would_lose_is_said_before_it_starts(tmp_path: Path, forgotten: str) -> None:
+    config_class, model_class = architecture("forgetful", initialise=forgotten != "post_init")
+    sae = model_class(config_class(d_in=8, d_sae=16))
+    if forgotten == "persistent":
+        sae.register_buffer("shares", torch.ones(16), persistent=False)
+    args = SAETrainingArguments(output_dir=str(tmp_path), total_tokens=64, tokens_per_batch=64, disable_tqdm=True)
+    with pytest.raises(ConfigError, match=rf"NewSAE .*{forgotten}"):
+        SAETrainer(sae, args, [torch.randn(64, 8)])

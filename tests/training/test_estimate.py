@@ -15,9 +15,22 @@ from hf_sae.activations import ActivationStream
 from hf_sae.assets import default_host
 from hf_sae.corpus import stdlib_corpus
 from hf_sae.errors import DataError
-from hf_sae.models import AutoSAE, JumpReLUConfig, StandardConfig, TopKConfig
+from hf_sae.models import (
+    AutoSAE,
+    BilinearConfig,
+    CrosscoderConfig,
+    CrossLayerConfig,
+    GradientConfig,
+    JumpReLUConfig,
+    KronConfig,
+    MatchingPursuitConfig,
+    StandardConfig,
+    TopKConfig,
+    registered,
+)
 from hf_sae.training import SAETrainer, SAETrainingArguments
 from hf_sae.training.estimate import Estimate, Job, Machine, advice, estimate, memory, parts, probe
+from hf_sae.training.estimate.machine import _reduced
 from hf_sae.training.estimate.report import duration, size
 
 
@@ -29,7 +42,13 @@ SIZES = {"A": (768, 24_576, 32), "B": (2304, 65_536, 64), "C": (4096, 131_072, 6
 
 
 def job(d: int, d_sae: int, k: int | None, tokens: int = 16_384, batch: int = 16_384, **rest: Any) -> Job:
-    return Job(d_in=d, d_out=d, d_sae=d_sae, k=k, total_tokens=tokens, tokens_per_batch=batch, **rest)
+    sizes = {"d_in": d, "d_out": d, "d_sae": d_sae, "k": k, "served": d, "encoder_weights": d * d_sae}
+    sizes["parameters"] = 2 * d * d_sae + d_sae + d
+    return Job(**sizes | {"total_tokens": tokens, "tokens_per_batch": batch} | rest)
+
+
+def places(kind: str) -> list[str]:
+    return [f"{kind}.{layer}" for layer in range(3)]
 
 
 @pytest.mark.parametrize(
@@ -72,18 +91,66 @@ def test_a_larger_batch_costs_the_optimiser_less_and_nothing_else():
     assert small == large
 
 
+CAUSAL = {"d_in": 12, "d_out": 15, "d_sae": 24, "k": 4, "hook_in": places("mlp_in"), "hook_out": places("mlp_out")}
+
+
 @pytest.mark.parametrize(
-    "config",
+    ("config", "encoder", "served"),
     [
-        TopKConfig(d_in=12, d_sae=32, k=4),
-        TopKConfig(d_in=12, d_out=8, d_sae=32, k=4, hook_in="mlp_in.1", hook_out="mlp_out.1", skip=True),
-        StandardConfig(d_in=12, d_sae=32),
-        JumpReLUConfig(d_in=12, d_sae=32),
+        (TopKConfig(d_in=12, d_sae=32, k=4), 12 * 32, 12),
+        (
+            TopKConfig(d_in=12, d_out=8, d_sae=32, k=4, hook_in="mlp_in.1", hook_out="mlp_out.1", skip=True),
+            12 * 32,
+            20,
+        ),
+        (TopKConfig(d_in=12, d_sae=32, k=4, hook_in="mlp_in.1", hook_out="mlp_out.1"), 12 * 32, 24),
+        (StandardConfig(d_in=12, d_sae=32), 12 * 32, 12),
+        (JumpReLUConfig(d_in=12, d_sae=32), 12 * 32, 12),
+        (MatchingPursuitConfig(d_in=12, d_sae=32, k=4), 12 * 32, 12),  # the decoder's rows encode
+        (KronConfig(d_in=12, d_sae=32, k=4), 12 * (4 * 2 + 4 * 4), 12),
+        (BilinearConfig(d_in=12, d_sae=32, k=4), 2 * 12 * 32, 12),
+        (CrossLayerConfig(**CAUSAL), 4 * 24, 27),
+        (CrosscoderConfig(d_in=12, d_sae=32, k=4, hook_in=places("resid_post")), 12 * 32, 12),
+        (GradientConfig(d_in=12, d_sae=32, k=4, hook_in="resid_post.1"), 12 * 32, 24),
     ],
 )
-def test_parameters_are_those_of_the_model(config: Any):
-    args = SAETrainingArguments(output_dir="", total_tokens=64, tokens_per_batch=64)
-    assert Job.of(config, args).parameters == sum(p.numel() for p in AutoSAE.from_config(config).parameters())
+def test_sizes_are_those_of_the_model(config: Any, encoder: int, served: int):
+    found = Job.of(config, SAETrainingArguments(output_dir="", total_tokens=64, tokens_per_batch=64))
+    assert found.parameters == sum(p.numel() for p in AutoSAE.from_config(config).parameters())
+    assert (found.encoder_weights, found.served) == (encoder, served)
+
+
+@pytest.mark.parametrize("model_type", sorted(registered()))
+def test_every_architecture_is_probed_at_a_size_of_its_own_kind(model_type: str):
+    """A probe takes a share of the latents, which has to suit the architecture and its places."""
+    d_sae = 2**14 - 1  # a multiple of three readers, and half of it is none
+    fields: dict[str, Any] = {"d_in": 48, "d_sae": d_sae}
+    if model_type == "hf_sae_crosscoder":
+        fields |= {"hook_in": places("resid_post"), "k": 32}
+    elif model_type == "hf_sae_cross_layer":
+        fields |= {"hook_in": places("mlp_in"), "hook_out": places("mlp_out")}
+    args = SAETrainingArguments(output_dir="", total_tokens=2**15, tokens_per_batch=1024)
+    small, _ = _reduced(registered()[model_type][0](**fields), args)
+    assert small.d_sae < d_sae
+    assert Job.of(small, args).parameters == sum(p.numel() for p in AutoSAE.from_config(small).parameters())
+
+
+def test_the_encoder_is_timed_as_it_is(tmp_path: Path):
+    """Kron's has few rows, and the rest of a step what it takes."""
+    args = SAETrainingArguments(output_dir=str(tmp_path), total_tokens=4096, tokens_per_batch=512)
+    config = KronConfig(d_in=64, d_sae=1024, k=8)
+    found = estimate(Job.of(config, args), probe(config, args))
+    encoder = next(part for part in found.parts if part.name == "encoder product")
+    assert encoder.flops == 2 * 4096 * 64 * (128 * 2 + 128 * 4)
+
+
+def test_evaluation_replaces_each_of_several_places(tmp_path: Path):
+    args = SAETrainingArguments(output_dir=str(tmp_path), total_tokens=64, tokens_per_batch=64)
+    for config, passes in ((CrossLayerConfig(**CAUSAL), 7), (TopKConfig(d_in=12, d_sae=32, k=4), 4)):
+        run = Job.of(config, args, eval_tokens=1000)
+        run = replace(run, host_parameters=10**6)
+        found = {part.name: part.seconds for part in parts(run, replace(BALANCE, host=1e4, product=1e30))}
+        assert found["evaluation"] == pytest.approx(passes * 1000 / 1e4)
 
 
 def test_memory_is_what_a_run_allocates(tmp_path: Path):

@@ -48,7 +48,7 @@ def decode_work(job: Job, n_tokens: int) -> float:
 def parts(job: Job, machine: Machine) -> list[Part]:
     """The parts of the run in the order in which a batch meets them."""
     n, saes = job.total_tokens, job.n_saes
-    encoder = 2.0 * n * job.d_sae * job.d_in * saes
+    encoder = 2.0 * n * job.encoder_weights * saes
     out = [_source(job, machine), Part("encoder product", encoder / machine.product, encoder)]
     if job.k is not None:
         out.append(Part("top-k", n * job.d_sae * saes / machine.top_k, moved=4.0 * n * job.d_sae * saes))
@@ -71,17 +71,18 @@ def parts(job: Job, machine: Machine) -> list[Part]:
 
 def _source(job: Job, machine: Machine) -> Part:
     if job.cached:
-        moved = float(job.total_tokens * job.widths * job.activation_bytes)
+        moved = float(job.total_tokens * job.served * job.activation_bytes)
         return Part("reading the cache", moved / machine.disk, moved=moved)
     flops = 2.0 * job.host_parameters * job.host_share * job.total_tokens
     return Part("host forward", job.total_tokens / machine.host if flops else 0.0, flops)
 
 
 def _evaluation(job: Job, machine: Machine) -> Part:
-    flops = 2.0 * job.eval_tokens * (EVALUATION_PASSES * job.host_parameters + job.d_sae * job.d_in) * job.n_saes
-    encoding = 2.0 * job.eval_tokens * job.d_sae * job.d_in * job.n_saes / machine.product
-    passes = EVALUATION_PASSES * job.eval_tokens / (machine.host * job.host_share) if job.host_parameters else 0.0
-    return Part("evaluation", encoding + passes * job.n_saes, flops)
+    n_passes = EVALUATION_PASSES + (job.places if job.places > 1 else 0)  # several are replaced one by one too
+    encoder = 2.0 * job.eval_tokens * job.encoder_weights * job.n_saes
+    passes = n_passes * job.eval_tokens / (machine.host * job.host_share) if job.host_parameters else 0.0
+    flops = encoder + 2.0 * job.eval_tokens * n_passes * job.host_parameters * job.n_saes
+    return Part("evaluation", encoder / machine.product + passes * job.n_saes, flops)
 
 
 def memory(job: Job) -> dict[str, int]:
@@ -109,5 +110,5 @@ def disk(job: Job) -> dict[str, int]:
     return {
         "model": PARAMETER_BYTES * job.parameters * job.n_saes,
         "checkpoints": job.checkpoint_bytes * job.kept_checkpoints,
-        "cache": job.total_tokens * job.widths * job.activation_bytes,
+        "cache": job.total_tokens * job.served * job.activation_bytes,
     }

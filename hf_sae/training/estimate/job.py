@@ -11,7 +11,7 @@ from torch import nn
 
 from ...activations.reading import HostReader
 from ...hosts.towers import unwrap
-from ...models import SAEConfig
+from ...models import SAE, AutoSAE, SAEConfig
 from ..arguments import SAETrainingArguments
 
 
@@ -26,8 +26,10 @@ class Job:
     Args:
         d_in, d_out, d_sae (`int`): widths.
         k (`int`, *optional*): active latents per token of an architecture with sparse gradients; `None` is dense.
-        skip (`bool`): an affine skip connection.
-        thresholds (`bool`): one more number per latent.
+        parameters (`int`): numbers of one autoencoder.
+        encoder_weights (`int`): entries of the matrices that encode, which are multiplied with every token.
+        served (`int`): numbers per token that a stream serves: what is read, what is written elsewhere, gradients.
+        places (`int`): places that are written.
         k_aux (`int`): latents per token in AuxK; 0 without.
         total_tokens, tokens_per_batch, parts_per_batch (`int`): length, size of a step, parts it is computed in.
         bf16 (`bool`): encoder products in bfloat16.
@@ -46,8 +48,10 @@ class Job:
     d_out: int
     d_sae: int
     k: float | None = None
-    skip: bool = False
-    thresholds: bool = False
+    parameters: int
+    encoder_weights: int
+    served: int
+    places: int = 1
     k_aux: int = 0
     total_tokens: int
     tokens_per_batch: int
@@ -82,13 +86,17 @@ class Job:
         k, d_out = getattr(config, "k", None), config.d_out or config.d_in
         aux = getattr(config, "aux_coefficient", 0)
         host = {} if reader is None else _host(reader)
+        with torch.device("meta"):  # sizes only: nothing is allocated
+            sae = AutoSAE.from_config(config)
         return cls(
             d_in=config.d_in,
             d_out=d_out,
             d_sae=config.d_sae,
             k=k,
-            skip=config.skip,
-            thresholds="jumprelu" in config.model_type,
+            parameters=sum(p.numel() for p in sae.parameters()),
+            encoder_weights=_encoder_weights(sae),
+            served=config.d_in + d_out * (config.is_transcoder + len(sae.needs)),
+            places=len(config.places_out),
             k_aux=(getattr(config, "k_aux", None) or max(d_out // 2, 1)) if aux else 0,
             total_tokens=args.total_tokens,
             tokens_per_batch=args.tokens_per_batch,
@@ -110,18 +118,6 @@ class Job:
         return math.ceil(self.total_tokens / self.tokens_per_batch)
 
     @property
-    def parameters(self) -> int:
-        """Numbers of one autoencoder."""
-        weights = self.d_sae * (self.d_in + self.d_out)
-        skip = self.d_in * self.d_out if self.skip else 0
-        return weights + self.d_sae * (2 if self.thresholds else 1) + self.d_out + skip
-
-    @property
-    def widths(self) -> int:
-        """Numbers per token that a stream serves."""
-        return self.d_in if self.d_in == self.d_out else self.d_in + self.d_out
-
-    @property
     def checkpoints(self) -> int:
         """Checkpoints written in the whole run."""
         return self.steps // self.save_steps if self.save_steps else 0
@@ -135,6 +131,12 @@ class Job:
     def checkpoint_bytes(self) -> int:
         """One checkpoint: weights, Adam's moments, the ring."""
         return 3 * PARAMETER_BYTES * self.parameters * self.n_saes + self.ring_bytes
+
+
+def _encoder_weights(sae: SAE) -> int:
+    """Entries of the encoder's matrices; of the decoder's, where those encode."""
+    encoder = sae.decoder if sae.encoder is None else sae.encoder
+    return sum(p.numel() for p in encoder.parameters() if p.dim() > 1)
 
 
 def _host(reader: HostReader) -> dict[str, Any]:

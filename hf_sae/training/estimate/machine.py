@@ -82,21 +82,18 @@ def probe(
     sae = AutoSAE.from_config(small).train().to(device)
     x, target = (torch.randn(n_tokens, width, device=device) for width in (small.d_in, small.d_out or small.d_in))
     dtype = torch.bfloat16 if args.computes_in_bf16(device) else torch.float32
-    weight, bias = (
-        torch.randn(shape, device=device, dtype=dtype) for shape in ((small.d_sae, small.d_in), small.d_sae)
-    )
-    rows = x.to(dtype)
-    product = _fastest(lambda: F.linear(rows, weight, bias), device)
+    encode, rows = _encoder(sae, dtype), x.to(dtype)
+    product = _fastest(lambda: encode(rows), device)
     selection, k = 0.0, getattr(small, "k", None)
     if k is not None:
-        pre = F.linear(rows, weight, bias)
+        pre = encode(rows)
         selection = _fastest(lambda: top_k(pre, math.ceil(k)), device)
     both = _fastest(lambda: _gradients(sae, x, target, args.computes_in_bf16(device)), device)
     job = Job.of(small, args)
     # as large as the run's, where caches do not hold it
     n_parameters = min(Job.of(config, args).parameters, MAX_PARAMETERS)
     return Machine(
-        product=2 * n_tokens * small.d_sae * small.d_in / product,
+        product=2 * n_tokens * job.encoder_weights / product,
         top_k=n_tokens * small.d_sae / max(selection, 1e-9),
         # what is left of a step beside the product and the selection, a tenth of it at the least
         decode=decode_work(job, n_tokens) / max(both - product - selection, both / 10),
@@ -117,6 +114,8 @@ def _reduced(config: SAEConfig, args: SAETrainingArguments) -> tuple[SAEConfig, 
     least = max(math.ceil(getattr(config, "k", None) or 1), 64)
     while d_sae // 2 >= least and (d_sae > MAX_LATENTS or 2 * n_tokens * d_sae * config.d_in > MAX_FLOPS):
         d_sae //= 2
+    places = len(config.places_in)  # which may share the latents out among them
+    d_sae = min(-(-d_sae // places) * places, config.d_sae)
     small = copy.deepcopy(config)
     changes = {"d_sae": d_sae, "provenance": None}
     for name in ("k_aux", "k_start"):
@@ -127,6 +126,14 @@ def _reduced(config: SAEConfig, args: SAETrainingArguments) -> tuple[SAEConfig, 
     # factors of d_sae, which follow from it where they are left open
     changes |= {name: None for name in ("heads", "base", "extension") if hasattr(small, name)}
     return small.replace(**changes), n_tokens
+
+
+def _encoder(sae: SAE, dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The product that encodes, without gradients: the encoder's, or that with the decoder's rows."""
+    if sae.encoder is None:
+        rows = sae.decoder.weight.detach().to(dtype)
+        return lambda x: F.linear(x, rows)
+    return copy.deepcopy(sae.encoder).to(dtype).requires_grad_(False)
 
 
 def _fastest(call: Callable[[], object], device: torch.device) -> float:
