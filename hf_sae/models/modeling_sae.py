@@ -43,10 +43,10 @@ class SAE(Saving, Normalising, Weights, PreTrainedModel):
     # Adam's steps have one size for all entries. Decoder entries are about 1/sqrt(d_out), encoder entries several times
     # smaller (see `TopKSAE.initialize_from`): equal relative steps need unequal rates. The factor was measured.
     learning_rate_factors: ClassVar[dict[str, float]] = {"decoder.weight": 3.0}
-    # Parameters with a row per latent. An architecture that names its own may be trained with its latents shared out
-    # among processes: all that it computes over latents then has to go through `self.dictionary`.
+    # Parameters with a row per latent, and what every process holds besides them where latents are shared out among
+    # processes. That is for architectures that name their own: all sums over latents have to go through `self.dictionary`.
     per_latent: ClassVar[tuple[str, ...]] = ()
-    held_by_all: ClassVar[tuple[str, ...]] = ("decoder.bias", "skip.weight")  # what every process then has too
+    held_by_all: ClassVar[tuple[str, ...]] = ("decoder.bias", "skip.weight")
     # What an architecture needs of each token besides its activation, such as ("gradient",): training puts it into
     # `state.given`, from the batch's entries `"<place>/<name>"` of the places that are written.
     needs: ClassVar[tuple[str, ...]] = ()
@@ -60,13 +60,12 @@ class SAE(Saving, Normalising, Weights, PreTrainedModel):
         self.decoder = Decoder(config.d_sae, d_out)
         self.skip = nn.Linear(config.d_in, d_out, bias=False) if config.skip else None
         self.feature_stats: dict[str, Tensor] | None = None
-        self.fitted = False  # to data: training goes on from the weights, and does not start them anew
+        self.fitted = False  # to data: training then goes on from the weights
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Unit decoder rows, encoder rows equal to them (random unit rows for a transcoder), the rest zero."""
-        # Encoder and decoder depend on each other, so both are set at one visit: the decoder's, because transformers
-        # does not visit a root without parameters of its own.
+        # both at one visit, since one depends on the other: the decoder's, as transformers skips a root without parameters
         if module is not self.decoder:
             return
         init.copy_(self.decoder.weight, F.normalize(torch.randn_like(self.decoder.weight), dim=-1))
