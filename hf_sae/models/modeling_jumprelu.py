@@ -8,8 +8,8 @@ evaluated on the pre-activation, so that the whole kernel counts. The saved mode
 Deviations: θ itself is trained (Adam's step hardly moves a logarithm), clamped at 0 and kept in float32; ε is
 relative to the activations' scale; and where `target_l0` is given a controller moves λ and the thresholds' common level until that L0 comes true.
 Dead latents stand just below their thresholds, and the pull on them is small beside what Adam remembers of the kernel's gradients:
-under `revive_dead` their thresholds fall to the largest pre-activation of the last batch, so that they fire, and learn, again. Off by
-default; figures are in docs/methods.md.
+under `revive_dead` their thresholds fall to the largest pre-activation of the last batch, so that they fire, and learn, again
+(figures are in docs/methods.md).
 
 `sparsity="tanh"` and `"quadratic"` replace `λ L0` by the penalties of `l0_penalties`; `"quadratic"` pulls towards `target_l0`
 itself: of the controller it needs the thresholds' common level only.
@@ -59,7 +59,7 @@ class JumpReLUConfig(SAEConfig):
     l0_coefficient: float | int = 0.02
     bandwidth: float | int = 0.3
     dead_coefficient: float | int = 1e-4
-    revive_dead: bool = False
+    revive_dead: bool = True
     sparsity: Literal["step", "tanh", "quadratic"] = "step"
     tanh_scale: float | int = 4.0
     quadratic_coefficient: float | int = 1.0
