@@ -216,7 +216,9 @@ def main(argv: list[str] | None = None) -> None:
             return
         skipped |= {name: f"failed: {why}" for name, why in make(chosen, args.seeds, cache, sizes, log).items()}
     wanted = {size: getattr(sizes, size) for size in SIZES}
-    lines = [line for line in log.find(kind="run", **wanted) if line["arch"] in chosen and line["seed"] < args.seeds]
+    found = [line for line in log.find(kind="run", **wanted) if line["arch"] in chosen and line["seed"] < args.seeds]
+    # a run that stands in several files counts once
+    lines = list({(line["arch"], line["target"], line["seed"]): line for line in found}.values())
     show(lines, skipped, args)
 
 
