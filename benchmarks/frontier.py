@@ -162,7 +162,9 @@ def section(lines: Sequence[Line], toys: Sequence[Line], pictures: tuple[str, st
 def arguments(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cache", type=Path, help="file of python -m benchmarks.real_activations")
+    parser.add_argument(
+        "cache", type=Path, help="file of python -m benchmarks.real_activations, with what --also and --needs add"
+    )
     parser.add_argument("--arch", nargs="+", metavar="NAME", help="only these; all that are registered otherwise")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument(
