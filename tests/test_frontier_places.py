@@ -66,9 +66,9 @@ def test_a_cache_of_one_place_says_how_to_write_more(cache_file, several_file, t
         failed = run(name, 16, 0, cache, SIZES, Log([]))["failed"]
         assert failed.startswith("needs ")
         assert f"real_activations --also {' '.join(FURTHER)}." in failed
-    assert "resid_post.1" not in FURTHER
+    assert HOOK not in FURTHER
     half = {key: x for key, x in load_file(several_file).items() if key != "held_out@mlp_out.2"}
-    save_file(half, tmp_path / "half", metadata={"hook": "resid_post.1"})
+    save_file(half, tmp_path / "half", metadata={"hook": HOOK})
     assert run("cross_layer", 16, 0, Cache.load(tmp_path / "half"), SIZES, Log([]))["failed"].startswith(
         "needs mlp_out.2 "
     )
@@ -87,9 +87,9 @@ def test_several_places_are_trained_and_measured_side_by_side(several_file, monk
     for (config, rows, trained), one in zip(seen, found.values(), strict=True):
         assert list(rows) == list(dict.fromkeys((*config.places_in, *config.places_out)))
         for place, x in rows.items():
-            assert torch.equal(x, tensors["train" if place == "resid_post.1" else f"train@{place}"])
+            assert torch.equal(x, tensors["train" if place == HOOK else f"train@{place}"])
         x, y = (
-            torch.cat([tensors["held_out" if p == "resid_post.1" else f"held_out@{p}"].float() for p in places], dim=1)
+            torch.cat([tensors["held_out" if p == HOOK else f"held_out@{p}"].float() for p in places], dim=1)
             for places in (config.places_in, config.places_out)
         )
         with torch.no_grad():
@@ -161,5 +161,5 @@ def test_several_places_have_a_panel_without_the_reference_of_another_task():
     assert drawn["batch"][0] == {"topk", "batch_topk"}
     assert drawn["several"][0] == {"crosscoder"}
     assert drawn["batch"][1][1] < 0.5 < drawn["several"][1][0]
-    points = frontier.section(lines, [], ("a.png", "b.png"))[2]
-    assert "least FVU 0.100, topk" in points
+    lines += [line("cross_layer", target, fvu=0.01) for target in TARGETS]
+    assert "least FVU 0.100, topk" in frontier.section(lines, [], ("a.png", "b.png"))[2]
