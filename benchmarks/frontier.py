@@ -1,6 +1,7 @@
-"""Every architecture that reads one place, at three sparsities, on the same activations of a real language model.
+"""Every architecture at three sparsities, on the same activations of a real language model.
 
-python -m benchmarks.real_activations acts.safetensors
+python -m benchmarks.real_activations acts.safetensors --needs gradient --also resid_post.0 resid_post.2 \\
+    mlp_in.0 mlp_in.1 mlp_in.2 mlp_out.0 mlp_out.1 mlp_out.2
 python -m benchmarks.frontier acts.safetensors --resume frontier.jsonl
 """
 
@@ -51,6 +52,7 @@ def cells(lines: Sequence[Line], skipped: dict[str, str]) -> list[tuple[str, ...
         by = ", ".join(
             f"{key}={value:.3g}" for key, value in group[0]["fields"].items() if not isinstance(value, str | list)
         )
+        by += f", {n} places" if (n := len(SETTINGS[arch].reads)) > 1 else ""
         figures = (
             _mean(group, "l0", ".1f"),
             _spread(group, "fvu"),
@@ -60,6 +62,31 @@ def cells(lines: Sequence[Line], skipped: dict[str, str]) -> list[tuple[str, ...
         host = (_mean(group, "ce_recovered", ".4f"), _mean(group, "delta_ce", ".4f"), _mean(group, "seconds", ".0f"))
         out.append((arch, by, asked, *figures, *host, str(len(group))))
     return out + [(arch, why, *[""] * (len(COLUMNS) - 2)) for arch, why in sorted(skipped.items())]
+
+
+def notes(lines: Sequence[Line], d_sae: int, file: str) -> list[str]:
+    """What to know of rows of several places and of the files that rows are of, as sentences; `file` is that of lines of none."""
+    out = []
+    several = [arch for arch in sorted({line["arch"] for line in lines}) if SETTINGS[arch].several]
+    for arch in several:
+        setting = SETTINGS[arch]
+        writes = ", ".join(setting.writes) or "them"
+        out.append(
+            f"{arch} reads {', '.join(setting.reads)} and writes {writes}, with {setting.latents(d_sae)} latents."
+        )
+    if several:
+        out.append(
+            f"FVU and γ of {' and '.join(several)} are over all places together, which are replaced at once for the loss of the host: "
+            "another task than that of the other rows."
+        )
+    files: dict[str, set[str]] = {}
+    for line in lines:
+        files.setdefault(line.get("cache", file), set()).add(line["arch"])
+    if len(files) > 1:
+        largest, *others = sorted(files, key=lambda name: -len(files[name]))
+        of = "; ".join(f"{', '.join(sorted(files[name]))}: {name}" for name in others)
+        out.append(f"Another draw of the corpus than {largest} has: {of}.")
+    return out
 
 
 def _values(group: Sequence[Line], key: str) -> list[float]:
@@ -105,10 +132,11 @@ def page(
         "",
         f"Activations of the default host, trained on {args.steps} steps of {args.batch} tokens with d_sae={args.d_sae}, the same tokens for",
         "all, measured on held-out files; means over the seeds, ± half the range. γ below 1 is shrinkage. The loss of the host is that",
-        "of the test split with the place replaced. Seconds are of optimiser steps, and of whatever else ran on the machine.",
+        "of the test split with what is written replaced. Seconds are of optimiser steps, and of whatever else ran on the machine.",
         "",
         *markdown_table(COLUMNS, rows, left=2),
         "",
+        *(remark + "\n" for remark in notes(lines, args.d_sae, args.cache.name)),
         "## Published orderings",
         "",
         *markdown_table(orderings.COLUMNS, orderings.judged(lines, toys), left=3),
@@ -119,7 +147,8 @@ def page(
 def section(lines: Sequence[Line], toys: Sequence[Line], pictures: tuple[str, str]) -> list[str]:
     """What the methods page shows: the picture for both widths, the orderings, and FVU at the three sparsities."""
     points = means(lines)
-    best = min((p["fvu"], arch) for arch, ps in points.items() for p in ps)
+    of_one_task = {arch: ps for arch, ps in points.items() if not SETTINGS[arch].several} or points
+    best = min((p["fvu"], arch) for arch, ps in of_one_task.items() for p in ps)
     alt = f"FVU and CE recovered against L0, dead share and seconds of {len(points)} architectures; least FVU {best[0]:.3f}, {best[1]}."
     picture = [
         "<picture>",
@@ -133,7 +162,9 @@ def section(lines: Sequence[Line], toys: Sequence[Line], pictures: tuple[str, st
 def arguments(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cache", type=Path, help="file of python -m benchmarks.real_activations")
+    parser.add_argument(
+        "cache", type=Path, help="file of python -m benchmarks.real_activations, with what --also and --needs add"
+    )
     parser.add_argument("--arch", nargs="+", metavar="NAME", help="only these; all that are registered otherwise")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument(
@@ -187,7 +218,9 @@ def main(argv: list[str] | None = None) -> None:
             return
         skipped |= {name: f"failed: {why}" for name, why in make(chosen, args.seeds, cache, sizes, log).items()}
     wanted = {size: getattr(sizes, size) for size in SIZES}
-    lines = [line for line in log.find(kind="run", **wanted) if line["arch"] in chosen and line["seed"] < args.seeds]
+    found = [line for line in log.find(kind="run", **wanted) if line["arch"] in chosen and line["seed"] < args.seeds]
+    # a run that stands in several files counts once
+    lines = list({(line["arch"], line["target"], line["seed"]): line for line in found}.values())
     show(lines, skipped, args)
 
 
@@ -199,7 +232,9 @@ def show(lines: list[Line], skipped: dict[str, str], args: argparse.Namespace) -
     if args.json:
         print(json.dumps({"runs": lines, "left_out": skipped, "machine": facts}, indent=1))
     else:
-        print(align([COLUMNS, *rows]), align([orderings.COLUMNS, *orderings.judged(lines, toys)]), sep="\n\n")
+        below = notes(lines, args.d_sae, args.cache.name)
+        ordered = align([orderings.COLUMNS, *orderings.judged(lines, toys)])
+        print(align([COLUMNS, *rows]), *below, ordered, sep="\n\n")
         print("Next: --results FILE writes the page, --plot FILE the picture; --report shows them without new runs.")
     if args.results:
         args.results.parent.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Line = dict[str, Any]
-REFERENCE = "topk"  # drawn in every panel, in grey
+REFERENCE = "topk"  # drawn in grey in every panel of its task
 COLOURS = (*PLACES, "#756BB1", "#A16207", "#2B2B2B")
 MARKERS = "osD^vPX"  # colour never speaks alone
 GAP = 0.085  # of a panel's height, between two labels
@@ -115,7 +115,11 @@ def _panel(points: Mapping[str, list[Line]], family: str, figure: str) -> Callab
     """FVU or CE recovered of a family against L0, with labels at the ends of the lines."""
     words = {"fvu": "FVU", "ce_recovered": "CE rec."}[figure]
     mine = [arch for arch in points if arch != REFERENCE and SETTINGS[arch].family == family]
-    everything = [p[figure] for ps in points.values() for p in ps if p[figure] is not None and p["l0"] > 0]
+    # several places are another task: neither the reference nor the scale of the other panels says anything there
+    several = any(SETTINGS[arch].several for arch in mine)
+    comparable = [ps for arch, ps in points.items() if SETTINGS[arch].several == several]
+    everything = [p[figure] for ps in comparable for p in ps if p[figure] is not None and p["l0"] > 0]
+    grey = [] if several else [(REFERENCE, QUIET, "o")]
 
     def panel(axes: Axes) -> None:
         axes.set_title(f"{words}: {FAMILIES[family]}", loc="left", fontsize=10)
@@ -123,7 +127,7 @@ def _panel(points: Mapping[str, list[Line]], family: str, figure: str) -> Callab
         low, high = _limits(everything)
         axes.set_ylim(low, high)
         ends = []
-        for arch, colour, marker in [(REFERENCE, QUIET, "o"), *zip(mine, COLOURS, MARKERS, strict=False)]:
+        for arch, colour, marker in [*grey, *zip(mine, COLOURS, MARKERS, strict=False)]:
             drawn = [(p["l0"], p[figure]) for p in points.get(arch, []) if p[figure] is not None and p["l0"] > 0]
             if not drawn:
                 continue

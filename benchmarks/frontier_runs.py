@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 from torch import Tensor
 
@@ -16,7 +17,7 @@ from hf_sae import default_host, evaluate
 from hf_sae.errors import ConfigError, DataError, HookPointError
 from hf_sae.models import SAE, registered
 
-from .frontier_settings import SETTINGS, TARGETS, config_of
+from .frontier_settings import SETTINGS, TARGETS, config_of, further_places
 from .short_training import calibrated, fit, measure
 
 
@@ -37,17 +38,19 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Cache:
-    """Activations of one place of the default host, as `benchmarks.real_activations` writes them.
+    """Activations of the same tokens at one place of the default host or several, as `benchmarks.real_activations` writes them.
 
     Args:
-        hook (`str`): the place.
+        hook (`str`): the place of all architectures that read one.
         rows (`dict`): `[tokens, d]` by place, or `"<place>/<what an architecture needs besides>"`.
-        held_out (`Tensor`): `[tokens, d]` of other files.
+        held_out (`dict`): `[tokens, d]` of other files by place.
+        name (`str`): of the file.
     """
 
     hook: str
     rows: dict[str, Tensor]
-    held_out: Tensor
+    held_out: dict[str, Tensor]
+    name: str = ""
 
     @classmethod
     def load(cls, path: Path) -> Cache:
@@ -63,21 +66,59 @@ class Cache:
                     f"{path} has {', '.join(sorted(keys))} and hook={hook!r}; train, held_out and a hook are needed. "
                     "Write it with python -m benchmarks.real_activations."
                 )
-            rows = {hook: file.get_tensor("train")}
-            rows |= {
-                hook + key.removeprefix("train"): file.get_tensor(key) for key in keys if key.startswith("train/")
-            }
-            return cls(hook, rows, file.get_tensor("held_out").float())
 
-    def missing(self, name: str) -> list[str]:
-        """What the architecture needs of each token and the cache does not have."""
+            def part(name: str) -> dict[str, Tensor]:
+                mine = {
+                    key.removeprefix(name): key
+                    for key in keys
+                    if key == name or key.startswith((f"{name}/", f"{name}@"))
+                }
+                places = {end: end[1:] if end.startswith("@") else hook + end for end in mine}
+                return {places[end]: file.get_tensor(key) for end, key in mine.items()}
+
+            return cls(hook, part("train"), part("held_out"), path.name)
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Of the activations, by place."""
+        return {place: x.shape[1] for place, x in self.rows.items()}
+
+    def keys_for(self, name: str) -> list[str]:
+        """The places that the architecture reads and writes, and `"<place>/<what it needs of each token besides>"`."""
         _, model_class = registered()[f"hf_sae_{name}"]
-        return [need for need in model_class.needs if f"{self.hook}/{need}" not in self.rows]
+        reads, writes = SETTINGS[name].places(self.hook)
+        besides = [f"{place}/{need}" for place in writes for need in model_class.needs]
+        return list(dict.fromkeys((*reads, *writes, *besides)))
+
+    def require(self, name: str) -> None:
+        """Refuses architectures that need what the cache does not have.
+
+        Raises:
+            DataError: with the option that writes it.
+        """
+        keys = self.keys_for(name)
+        missing = [key for key in keys if key not in self.rows or not ("/" in key or key in self.held_out)]
+        if not missing:
+            return
+        places = [key for key in missing if "/" not in key]
+        needs = dict.fromkeys(key.partition("/")[2] for key in missing if "/" in key)
+        option = f"--also {' '.join(further_places(self.hook))}" if places else f"--needs {' '.join(needs)}"
+        raise DataError(
+            f"needs {', '.join(missing)} of each token: write the cache with python -m benchmarks.real_activations {option}."
+        )
 
     def rows_for(self, name: str) -> dict[str, Tensor]:
         """The rows that the architecture takes."""
-        _, model_class = registered()[f"hf_sae_{name}"]
-        return {key: self.rows[key] for key in (self.hook, *(f"{self.hook}/{need}" for need in model_class.needs))}
+        return {key: self.rows[key] for key in self.keys_for(name)}
+
+    def held_out_for(self, name: str, n_tokens: int | None = None) -> tuple[Tensor, Tensor]:
+        """The first held-out tokens as the architecture reads and is to write them, `[tokens, d_in]` and `[tokens, d_out]`."""
+        reads, writes = SETTINGS[name].places(self.hook)
+        x = self._side_by_side(reads, n_tokens)
+        return x, x if writes == reads else self._side_by_side(writes, n_tokens)
+
+    def _side_by_side(self, places: Sequence[str], n_tokens: int | None) -> Tensor:
+        return torch.cat([self.held_out[place][:n_tokens].float() for place in places], dim=-1)
 
 
 class Log:
@@ -139,18 +180,14 @@ def run(name: str, target: int, seed: int, cache: Cache, sizes: Sizes, log: Log)
 
 
 def _measured(name: str, target: int, seed: int, cache: Cache, sizes: Sizes, log: Log) -> Line:
-    if missing := cache.missing(name):
-        raise DataError(
-            f"{name} needs the {missing[0]} of each token: make the cache with "
-            f"python -m benchmarks.real_activations --needs {missing[0]}."
-        )
+    cache.require(name)
     found = coefficient(name, target, cache, sizes, log)
-    d_in = cache.held_out.shape[1]
-    config = config_of(name, d_in, sizes.d_sae, cache.hook, target, found)
+    config = config_of(name, cache.widths, sizes.d_sae, cache.hook, target, found)
     trained = fit(config, cache.rows_for(name), steps=sizes.steps, batch=sizes.batch, seed=seed)
-    figures = asdict(measure(trained.sae, cache.held_out))
+    figures = asdict(measure(trained.sae, *cache.held_out_for(name)))
     fields = SETTINGS[name].fields(target, found)
-    return {"fields": fields, "seconds": trained.seconds, **figures, **_in_the_host(trained.sae, sizes)}
+    made = {"fields": fields, "cache": cache.name, "seconds": trained.seconds}
+    return made | figures | _in_the_host(trained.sae, sizes)
 
 
 def _in_the_host(sae: SAE, sizes: Sizes) -> Line:
@@ -175,9 +212,9 @@ def coefficient(name: str, target: int, cache: Cache, sizes: Sizes, log: Log) ->
     known = {line["value"]: line["l0"] for line in log.find(**key)}
 
     def l0_at(value: float) -> float:
-        config = config_of(name, cache.held_out.shape[1], sizes.d_sae, cache.hook, target, value)
+        config = config_of(name, cache.widths, sizes.d_sae, cache.hook, target, value)
         trained = fit(config, cache.rows_for(name), steps=sizes.calibration, batch=sizes.batch, seed=0)
-        l0 = measure(trained.sae, cache.held_out[:4096]).l0
+        l0 = measure(trained.sae, *cache.held_out_for(name, 4096)).l0
         log.add({**key, "value": value, "l0": l0})
         return l0
 
@@ -193,7 +230,7 @@ def estimate(names: Sequence[str], n_seeds: int, cache: Cache, sizes: Sizes, log
         left = len([pair for pair in wanted if pair not in done])
         short = 8 if SETTINGS[name].between is not None and left else 0
         try:
-            step = _seconds_per_step(name, cache, sizes) if left and not cache.missing(name) else 0.0
+            step = _seconds_per_step(name, cache, sizes) if left else 0.0
         except (ConfigError, DataError, HookPointError):
             step = 0.0  # its rows will say why
         out[name] = step * (left * sizes.steps + short * sizes.calibration) + left * sizes.evaluated / 3000
@@ -205,8 +242,9 @@ def _sizes(sizes: Sizes) -> dict[str, int]:
 
 
 def _seconds_per_step(name: str, cache: Cache, sizes: Sizes, steps: int = 4) -> float:
+    cache.require(name)
     between = SETTINGS[name].between
     found = None if between is None else (between[0] * between[1]) ** 0.5
-    config = config_of(name, cache.held_out.shape[1], sizes.d_sae, cache.hook, TARGETS[1], found)
+    config = config_of(name, cache.widths, sizes.d_sae, cache.hook, TARGETS[1], found)
     trained = fit(config, cache.rows_for(name), steps=steps, planned=sizes.steps, batch=sizes.batch, seed=0)
     return trained.seconds / steps

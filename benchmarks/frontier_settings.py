@@ -1,4 +1,4 @@
-"""Which config fields give an architecture its sparsity, and what stands beside them."""
+"""Which config fields give an architecture its sparsity, what stands beside them, and which places it reads and writes."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ FAMILIES = {
     "batch": "k on average",
     "penalty": "penalty or threshold",
     "encoder": "another encoder",
+    "several": "several places",
 }
 
 
@@ -29,6 +30,7 @@ class Setting:
             many latents and one that gives too few.
         fixed (`dict`): further fields.
         free (`bool`): the architecture finds its own L0; one run stands for all.
+        reads (`tuple`), writes (`tuple`): places; none is the one that the activations were taken at, and what is read.
     """
 
     family: str
@@ -36,6 +38,22 @@ class Setting:
     between: tuple[float, float] | None = None
     fixed: Mapping[str, Any] = field(default_factory=dict)
     free: bool = False
+    reads: tuple[str, ...] = ()
+    writes: tuple[str, ...] = ()
+
+    @property
+    def several(self) -> bool:
+        """Whether it reads or writes several places, which is another task than that of the rest."""
+        return max(len(self.reads), len(self.writes)) > 1
+
+    def places(self, hook: str) -> tuple[list[str], list[str]]:
+        """What is read and what is written, where the activations were taken at `hook`."""
+        reads = list(self.reads) or [hook]
+        return reads, list(self.writes) or reads
+
+    def latents(self, d_sae: int) -> int:
+        """At most `d_sae`: readers that have writers of their own share the latents out equally."""
+        return d_sae - d_sae % len(self.reads) if self.reads and self.writes else d_sae
 
     def fields(self, target: float, found: float | None) -> dict[str, Any]:
         """The config fields for an L0 of `target`; `found` is the coefficient of an architecture that has one."""
@@ -68,8 +86,11 @@ SETTINGS = {
     "lista": Setting("encoder"),
     "kron": Setting("encoder"),
     "bilinear": Setting("encoder"),
+    "crosscoder": Setting("several", reads=("resid_post.0", "resid_post.1", "resid_post.2")),
+    "cross_layer": Setting(
+        "several", reads=("mlp_in.0", "mlp_in.1", "mlp_in.2"), writes=("mlp_out.0", "mlp_out.1", "mlp_out.2")
+    ),
 }
-SEVERAL_PLACES = ("crosscoder", "cross_layer")
 
 
 def names() -> list[str]:
@@ -81,17 +102,36 @@ def left_out(name: str) -> str | None:
     """Why an architecture has no row; `None` if it has one."""
     if f"hf_sae_{name}" not in registered():
         return "not in this version"
-    if name in SEVERAL_PLACES:
-        return "reads or writes several places"
     return None if name in SETTINGS else "benchmarks/frontier_settings.py does not say what gives it its sparsity"
 
 
-def config_of(name: str, d_in: int, d_sae: int, hook: str, target: float, found: float | None = None) -> SAEConfig:
+def further_places(hook: str) -> list[str]:
+    """All that some architecture reads or writes besides `hook`."""
+    found = [place for setting in SETTINGS.values() for places in setting.places(hook) for place in places]
+    return [place for place in dict.fromkeys(found) if place != hook]
+
+
+def config_of(
+    name: str, widths: Mapping[str, int], d_sae: int, hook: str, target: float, found: float | None = None
+) -> SAEConfig:
     """The config of a run.
+
+    Args:
+        name (`str`): of the architecture.
+        widths (`dict`): by place, of those that it reads and writes.
+        d_sae (`int`): latents at most.
+        hook (`str`): the place that the activations were taken at.
+        target (`float`): the L0 that is wanted.
+        found (`float`, *optional*): the coefficient that gives it, where there is one.
 
     Raises:
         ConfigError: if the architecture does not have the fields of its setting.
     """
     config_class, _ = registered()[f"hf_sae_{name}"]
-    fields: dict[str, Any] = {"d_in": d_in, "d_sae": d_sae, "hook_in": hook, "input_norm": "scalar"}
-    return config_class(**fields | SETTINGS[name].fields(target, found))
+    setting = SETTINGS[name]
+    reads, writes = setting.places(hook)
+    fields: dict[str, Any] = {"d_in": sum(widths[place] for place in reads), "d_sae": setting.latents(d_sae)}
+    fields |= {"hook_in": reads, "input_norm": "scalar"}
+    if writes != reads:
+        fields |= {"d_out": sum(widths[place] for place in writes), "hook_out": writes}
+    return config_class(**fields | setting.fields(target, found))

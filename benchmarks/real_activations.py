@@ -16,14 +16,22 @@ from hf_sae.corpus import stdlib_corpus
 
 
 def collect(
-    hook: str, split: str, n_tokens: int, context_length: int, seed: int = 0, needs: Sequence[str] = ()
+    hook: str,
+    split: str,
+    n_tokens: int,
+    context_length: int,
+    seed: int = 0,
+    needs: Sequence[str] = (),
+    also: Sequence[str] = (),
 ) -> dict[str, Tensor]:
     """`[n_tokens, d]` in float16: shuffled activations of the standard library's source code, under `""`.
 
     What architectures need of each token besides (such as the gradient) is under `"/<name>"`, in bfloat16, since it may be tiny.
+    Further places are under `"@<place>"`: row i is the same token everywhere.
     """
     host, tokenizer = default_host()
     keys = {"": hook} | {f"/{name}": f"{hook}/{name}" for name in needs}
+    keys |= {f"@{place}": place for place in also if place != hook}
     stream = ActivationStream(
         host,
         tokenizer,
@@ -38,7 +46,7 @@ def collect(
     with tqdm(total=n_tokens, desc=f"{hook}, {split}", unit=" tokens", unit_scale=True, delay=2, leave=False) as bar:
         for batch in stream.batches(4096):
             for key, point in keys.items():
-                parts[key].append(batch[point].bfloat16() if key else batch[point].half())
+                parts[key].append(batch[point].bfloat16() if key.startswith("/") else batch[point].half())
             count += len(batch[hook])
             bar.update(len(batch[hook]))
             if count >= n_tokens:
@@ -47,7 +55,7 @@ def collect(
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Writes a safetensors file with `train` and `held_out`, and with what is asked for besides."""
+    """Writes a safetensors file with `train` and `held_out`, and with what is asked for besides (`train/gradient`, `train@mlp_in.0`)."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("output", type=Path)
     parser.add_argument("--hook", default="resid_post.1")
@@ -58,12 +66,19 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--needs", nargs="*", default=[], help="what some architectures need besides, such as gradient"
     )
+    parser.add_argument(
+        "--also",
+        nargs="*",
+        default=[],
+        metavar="PLACE",
+        help="further places of the same tokens, for architectures that read or write several",
+    )
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     sizes = {"train": ("train", args.train_tokens), "held_out": ("test", args.held_out_tokens)}
     tensors = {}
     for name, (split, n) in sizes.items():
-        found = collect(args.hook, split, n, args.context_length, needs=args.needs)
+        found = collect(args.hook, split, n, args.context_length, needs=args.needs, also=args.also)
         tensors |= {name + key: rows for key, rows in found.items()}
     args.output.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, args.output, metadata={"hook": args.hook, "host": "default_host"})

@@ -12,17 +12,18 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from benchmarks import frontier, frontier_orderings, frontier_runs, frontier_settings, real_activations
+from benchmarks import frontier, frontier_orderings, frontier_runs, real_activations
 from benchmarks.frontier_orderings import ORDERINGS, Ordering, at_l0, judged
 from benchmarks.frontier_plot import draw, means, spread
 from benchmarks.frontier_runs import Cache, Log, Sizes, coefficient, run
-from benchmarks.frontier_settings import SETTINGS, TARGETS, config_of, left_out, names
+from benchmarks.frontier_settings import SETTINGS, TARGETS, config_of, further_places, left_out, names
 from hf_sae.errors import DataError
 from hf_sae.models import TopKSAE
 
 
 SIZES = Sizes(d_sae=128, steps=3, batch=32, calibration=2, evaluated=0)
 FLAGS = ["--d-sae", "128", "--steps", "3", "--batch", "32", "--calibration", "2", "--evaluated", "0", "--threads", "1"]
+WIDTHS = dict.fromkeys(("resid_post.1", *further_places("resid_post.1")), 24)
 
 
 @pytest.fixture
@@ -49,16 +50,14 @@ def line(arch: str, target: int, seed: int = 0, **figures: float) -> dict:
 
 def test_every_registered_architecture_has_a_setting_that_its_config_takes():
     for name in names():
-        if name not in frontier_settings.SEVERAL_PLACES:
-            assert left_out(name) is None, name
-            for target in TARGETS:
-                config = config_of(name, 24, 128, "resid_post.1", target, 0.1)
-                assert config.input_norm == "scalar"
-                field = SETTINGS[name].name
-                if SETTINGS[name].between is None and not SETTINGS[name].free:
-                    assert getattr(config, field) == target
+        assert left_out(name) is None, name
+        for target in TARGETS:
+            config = config_of(name, WIDTHS, 128, "resid_post.1", target, 0.1)
+            assert config.input_norm == "scalar"
+            field = SETTINGS[name].name
+            if SETTINGS[name].between is None and not SETTINGS[name].free:
+                assert getattr(config, field) == target
     assert left_out("no_such") == "not in this version"
-    assert left_out("crosscoder") in ("not in this version", "reads or writes several places")
 
 
 def test_a_file_without_its_place_is_refused(tmp_path):
@@ -70,14 +69,13 @@ def test_a_file_without_its_place_is_refused(tmp_path):
 def test_what_an_architecture_needs_besides_comes_from_the_cache(cache_file, tmp_path, monkeypatch):
     monkeypatch.setattr(TopKSAE, "needs", ("gradient",))
     cache = Cache.load(cache_file)
-    assert cache.missing("topk") == ["gradient"]
     failed = run("topk", 16, 0, cache, SIZES, Log([]))["failed"]
     assert "real_activations --needs gradient" in failed
     gradients = torch.randn(256, 24).bfloat16()
     tensors = load_file(cache_file) | {"train/gradient": gradients}
     save_file(tensors, tmp_path / "more", metadata={"hook": "resid_post.1"})
     cache = Cache.load(tmp_path / "more")
-    assert cache.missing("topk") == []
+    cache.require("topk")
     assert torch.equal(cache.rows_for("topk")["resid_post.1/gradient"], gradients)
     assert list(cache.rows_for("standard")) == ["resid_post.1"]
 
@@ -105,7 +103,7 @@ def test_a_coefficient_is_searched_once_for_all_targets(cache_file, monkeypatch)
         return SimpleNamespace(sae=None)
 
     monkeypatch.setattr(frontier_runs, "fit", fit)
-    monkeypatch.setattr(frontier_runs, "measure", lambda sae, x: SimpleNamespace(l0=3.2 / tried[-1]))
+    monkeypatch.setattr(frontier_runs, "measure", lambda sae, *held_out: SimpleNamespace(l0=3.2 / tried[-1]))
     cache, log = Cache.load(cache_file), Log([])
     found = [coefficient("standard", target, cache, SIZES, log) for target in (16, 64)]
     assert 3.2 / found[0] == pytest.approx(16, rel=0.2)
