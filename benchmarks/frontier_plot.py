@@ -122,7 +122,7 @@ def _panel(points: Mapping[str, list[Line]], family: str, figure: str) -> Callab
     grey = [] if several else [(REFERENCE, QUIET, "o")]
 
     def panel(axes: Axes) -> None:
-        axes.set_title(f"{words}: {FAMILIES[family]}", loc="left", fontsize=10)
+        axes.set_title(f"{words}: {FAMILIES[family]}", loc="left", fontsize=10, pad=9)
         axes.set_xscale("log", base=2)
         low, high = _limits(everything)
         axes.set_ylim(low, high)
@@ -183,6 +183,6 @@ def _bars(points: Mapping[str, list[Line]], figure: str) -> Callable[[Axes], Non
         axes.set_xlim(left=0)
         axes.grid(visible=True, axis="x")
         axes.grid(visible=False, axis="y")
-        axes.set_title(words, loc="left", fontsize=10)
+        axes.set_title(words, loc="left", fontsize=10, pad=9)
 
     return panel
