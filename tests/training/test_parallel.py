@@ -141,7 +141,7 @@ def test_any_process_writes_what_is_saved_beside_the_weights(tmp_path: Path) -> 
 def test_part_of_an_sae_is_neither_trained_nor_saved_as_a_whole(tmp_path: Path) -> None:
     sae = topk()
     sae.decoder.dictionary = SharedDictionary(Processes(Accelerator(cpu=True)), [24, 24])
-    with pytest.raises(ConfigError, match=r"sae holds a part of its 48 latents.*output_dir"):
+    with pytest.raises(ConfigError, match=r"TopKSAE holds a part of its 48 latents.*output_dir"):
         trainer(sae, tmp_path)
     with pytest.raises(CheckpointError, match="a part of its 48 latents"):
         sae.save_pretrained(tmp_path / "sae")
