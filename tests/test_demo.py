@@ -210,6 +210,7 @@ def test_the_command_prints_one_json_object_last(
     assert payload["tokens"] == 4096
     assert payload["output"] == str(tmp_path / "out")
     assert "ce_recovered" in err
+    assert "activations: 100%" in err  # the bar of the harvest counts to the end of what there is
     assert "\x1b" not in err
 
 

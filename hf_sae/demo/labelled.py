@@ -21,14 +21,14 @@ def features_folder(output: Path) -> Path:
 
 
 def label_features(
-    output: Path, sae: SAE, host: Any, tokenizer: Any, texts: Any, context_length: int, seed: int
+    output: Path, sae: SAE, host: Any, tokenizer: Any, texts: Any, n_tokens: int, context_length: int, seed: int
 ) -> ExplainReport:
     """Harvests all features on some texts, and labels them by rules; what was there is replaced.
 
     Args:
         output (`Path`): the folder of the autoencoder.
         sae ([`SAE`]), host (`PreTrainedModel`), tokenizer: what is looked at.
-        texts (`Dataset`): held-out texts, all of which are read.
+        texts (`Dataset`), n_tokens (`int`): held-out texts, and how much of them is read.
         context_length (`int`), seed (`int`): of the reading.
 
     Raises:
@@ -41,7 +41,7 @@ def label_features(
         tokenizer,
         texts,
         folder,
-        n_tokens=10**9,
+        n_tokens=n_tokens,
         context_length=context_length,
         seed=seed,
         overwrite=True,

@@ -160,7 +160,10 @@ def run_demo(
     say("Harvesting and labelling every feature, on the same held-out files.")
     with watch("labels"):
         excerpt = excerpts(settings.label_characters, settings.seed)
-        labels = label_features(output, sae, host, tokenizer, excerpt, settings.context_length, settings.seed)
+        n_tokens = _tokens_in(tokenizer, excerpt)
+        labels = label_features(
+            output, sae, host, tokenizer, excerpt, n_tokens, settings.context_length, settings.seed
+        )
     if effect is not None and effect.examples not in features:
         features = [effect.examples, *features[: settings.n_features - 1]]
     training = (sae.config.provenance or {})["training"]
@@ -219,6 +222,10 @@ def excerpts(characters: int, seed: int) -> Dataset:
     return Dataset.from_dict({"text": texts, "path": paths})
 
 
+def _tokens_in(tokenizer: PreTrainedTokenizerBase, texts: Dataset) -> int:
+    return sum(map(len, tokenizer(list(texts["text"]), verbose=False)["input_ids"]))
+
+
 def _measure(settings: DemoSettings, sae: SAE, host: Any, tokenizer: Any, sample: torch.Tensor) -> EvalReport:
     held_out = excerpts(settings.eval_characters, settings.seed)
     report = evaluate(
@@ -226,7 +233,7 @@ def _measure(settings: DemoSettings, sae: SAE, host: Any, tokenizer: Any, sample
         host,
         tokenizer,
         held_out,
-        n_tokens=sum(map(len, tokenizer(list(held_out["text"]), verbose=False)["input_ids"])),  # all of it
+        n_tokens=_tokens_in(tokenizer, held_out),
         context_length=settings.context_length,
         controls=True,
         control_sample=sample,
