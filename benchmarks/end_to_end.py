@@ -21,7 +21,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,9 @@ from torch import Tensor, nn
 from .buffers import dictionary_learning, ours, saelens
 from .implementations import Task
 from .quality import Weights, judge
-from .report import align, machine, markdown_table, time_to
+from .report import align, lengths_note, machine, markdown_table, seconds_cell, time_to
 from .rows import ROWS
+from .schedules import SHARES, soonest
 from .worker import checkpoints
 
 
@@ -207,9 +208,7 @@ def cells(results: dict[str, dict[str, Any]]) -> list[tuple[str, ...]]:
         if "curve" not in r:
             out.append((library, "not installed", "", ""))
             continue
-        reached = r.get("seconds_to_target")
-        seconds = "never" if reached is None else f"{reached:.1f}"
-        out.append((library, f"{r['tokens_per_second']:,.0f}", f"{r['curve'][-1]['fvu']:.4f}", seconds))
+        out.append((library, f"{r['tokens_per_second']:,.0f}", f"{r['curve'][-1]['fvu']:.4f}", seconds_cell(r)))
     return out
 
 
@@ -221,6 +220,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--k", type=int, default=32)
     parser.add_argument("--batch", type=int, default=2048)
     parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--lengths", nargs="*", type=float, default=list(SHARES), help="as in train_step")
     parser.add_argument("--buffer-tokens", type=int, default=65_536)
     parser.add_argument("--held-out", type=int, default=8192)
     parser.add_argument("--threads", type=int, default=2)
@@ -237,6 +237,14 @@ def main(argv: list[str] | None = None) -> None:
     task = Task(held_out.shape[1], args.d_sae, args.k, args.batch, args.steps)
     results = {name: run(name, task, held_out, rows, args.buffer_tokens) for name in args.libraries}
     target = time_to({f"{name}-best": result for name, result in results.items()})
+    for name, result in results.items():
+        soonest(
+            result,
+            target or 0.0,
+            task.steps,
+            args.lengths,
+            lambda steps, name=name: run(name, replace(task, steps=steps), held_out, rows, args.buffer_tokens),
+        )
     table = cells(results)
     report = {"machine": machine(args), "target_fvu": target, "rows": results}
     print(json.dumps(report, indent=1) if args.json else align([COLUMNS, *table]))
@@ -245,6 +253,7 @@ def main(argv: list[str] | None = None) -> None:
         sizes = f"d={task.d}, d_sae={task.d_sae}, k={task.k}, {task.batch} tokens per step, {task.steps} steps"
         lines = ["# End to end, with the host", "", f"Machine: {facts}. {sizes}."]
         lines += [f"Target: FVU {target or float('nan'):.4f}, the worst final one of a peer.", ""]
+        lines += [lengths_note(args.steps, args.lengths), ""] if args.lengths else []
         args.results.parent.mkdir(parents=True, exist_ok=True)
         args.results.write_text("\n".join(lines + markdown_table(COLUMNS, table, left=1)) + "\n", encoding="utf-8")
 

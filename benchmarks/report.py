@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import platform
+from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ def time_to(results: dict[str, dict[str, Any]]) -> float | None:
     peers = [result for name, result in finished.items() if _is_peer(name)] or list(finished.values())
     target = max(result["curve"][-1]["fvu"] for result in peers)
     for result in finished.values():
-        result["seconds_to_target"] = _crossing(result["curve"], target)
+        result["seconds_to_target"] = crossing(result["curve"], target)
     return target
 
 
@@ -48,7 +49,8 @@ def _is_peer(name: str) -> bool:
     return name in ROWS and ROWS[name].library in PEERS
 
 
-def _crossing(curve: list[dict[str, float]], target: float) -> float | None:
+def crossing(curve: list[dict[str, float]], target: float) -> float | None:
+    """Seconds until a curve reaches the target, on a straight line between its points."""
     if curve[0]["fvu"] <= target:
         return curve[0]["seconds"]
     for before, after in pairwise(curve):
@@ -67,7 +69,7 @@ def cells(results: dict[str, dict[str, Any]]) -> list[tuple[str, ...]]:
             word = "not installed" if "missing" in result else f"failed: {' '.join(result.get('failed', []))}"
             out.append((name, note, word, *[""] * (len(COLUMNS) - 3)))
             continue
-        last, reached = result["curve"][-1], result.get("seconds_to_target")
+        last = result["curve"][-1]
         out.append(
             (
                 name,
@@ -80,10 +82,18 @@ def cells(results: dict[str, dict[str, Any]]) -> list[tuple[str, ...]]:
                 f"{last['fvu']:.4f}",
                 f"{last['l0']:.1f}",
                 f"{last['dead']:.1%}",
-                "never" if reached is None else f"{reached:.1f}",
+                seconds_cell(result),
             )
         )
     return out
+
+
+def seconds_cell(result: dict[str, Any]) -> str:
+    """Seconds to the target, and the steps of the schedule, where another than the whole one arrived soonest."""
+    reached, steps = result.get("seconds_to_target"), result.get("target_steps")
+    if reached is None:
+        return "never"
+    return f"{reached:.1f}" if steps is None else f"{reached:.1f} ({steps} steps)"
 
 
 def goals(results: dict[str, dict[str, Any]]) -> list[tuple[str, str, str]]:
@@ -145,6 +155,15 @@ def table(report: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
+def lengths_note(steps: int, shares: Iterable[float]) -> str:
+    """What the seconds to the target are where shorter schedules were tried."""
+    tried = ", ".join(str(round(share * steps)) for share in sorted(shares, reverse=True))
+    return (
+        f"Seconds to the target: of the whole run, or of a whole schedule of fewer steps ({tried}; each row from the longest on, "
+        "until one does not arrive), whichever is there first."
+    )
+
+
 def _of(report: dict[str, Any], group: str) -> dict[str, dict[str, Any]]:
     return {name: result for name, result in report["rows"].items() if ROWS[name].group == group}
 
@@ -203,6 +222,8 @@ def markdown(report: dict[str, Any], args: dict[str, Any]) -> str:
             target = report["targets"].get(group)
             lines += ["", f"## {TITLES[group]}", ""]
             lines += [] if target is None else [f"Target: FVU {target:.4f}, the worst final one of a peer.", ""]
+            if group == "best" and args["lengths"]:
+                lines += [lengths_note(args["steps"], args["lengths"]), ""]
             lines += markdown_table(COLUMNS, rows)
     reached = goals(report["rows"])
     if reached:

@@ -13,7 +13,8 @@ import os
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from .breakdown import breakdown
 from .implementations import Task
 from .report import machine, markdown, table, time_to
 from .rows import GROUPS, ROWS, chosen
+from .schedules import soonest
 
 
 # small: time to quality on real activations; wide: speed only
@@ -54,6 +56,14 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         default=[],
         metavar="RATE",
         help="learning rates that each row of `best` may try",
+    )
+    parser.add_argument(
+        "--lengths",
+        nargs="*",
+        type=float,
+        default=[],
+        metavar="SHARE",
+        help="shares of the steps that rows of `best` may take to the target, in schedules of their own",
     )
     parser.add_argument(
         "--buffer-tokens", type=int, default=131_072, help="size of every library's buffer; 0 measures none"
@@ -104,6 +114,14 @@ def run_once(name: str, rate: float | None, data: Path, task: Task, args: argpar
     return json.loads(result.read_text(encoding="utf-8"))
 
 
+def run_shorter(
+    name: str, rate: float | None, data: Path, task: Task, args: argparse.Namespace, steps: int
+) -> dict[str, Any]:
+    """Trains one row over a schedule of fewer steps."""
+    print(f"{name} in {steps} steps …", file=sys.stderr, flush=True)
+    return run_once(name, rate, data, replace(task, steps=steps), args)
+
+
 def run_row(name: str, data: Path, task: Task, args: argparse.Namespace) -> dict[str, Any]:
     """Trains one row; of several learning rates the run with the lowest final FVU stands."""
     rates = args.tune if ROWS[name].tunable and args.tune else [None]
@@ -125,6 +143,11 @@ def main(argv: list[str] | None = None) -> None:
         width = prepare(args, data)
         task = Task(width, args.d_sae, args.k, args.batch, args.steps, args.seed)
         results = {name: run_row(name, data, task, args) for name in args.rows}
+        targets = {group: time_to({n: r for n, r in results.items() if ROWS[n].group == group}) for group in GROUPS}
+        for name in [name for name in args.rows if ROWS[name].group == "best"]:
+            rate = results[name].get("rate")
+            shorter = partial(run_shorter, name, rate, data, task, args)
+            soonest(results[name], targets["best"] or 0.0, args.steps, args.lengths, shorter)
         with safe_open(data, "pt") as file:
             x = file.get_slice("train")[: args.batch]
         ours = [name for name in args.rows if ROWS[name].library == "hf_sae" and "curve" in results[name]]
@@ -132,7 +155,6 @@ def main(argv: list[str] | None = None) -> None:
         for name in ours:
             own = Task(width, args.d_sae, args.k, args.batch, args.steps, args.seed, ROWS[name].options)
             stages[name] = breakdown(own, x)
-    targets = {group: time_to({n: r for n, r in results.items() if ROWS[n].group == group}) for group in GROUPS}
     report = {"machine": machine(args), "targets": targets, "rows": results, "stages_ms": stages}
     print(json.dumps(report, indent=1) if args.json else table(report))
     if args.results:

@@ -19,6 +19,7 @@ from benchmarks.floor import floor
 from benchmarks.implementations import Ours, PlainTorch, Task
 from benchmarks.quality import Weights, judge
 from benchmarks.rows import ROWS, Row, at_rate, chosen
+from benchmarks.schedules import soonest
 
 
 TASK = Task(d=16, d_sae=64, k=4, batch=64, steps=12)
@@ -116,6 +117,26 @@ def test_the_target_is_the_worst_final_quality_of_a_peer_and_is_read_off_the_cur
     assert fast["seconds_to_target"] == 0.1
     assert never["seconds_to_target"] is None
     assert report.time_to({"saelens-best": {"missing": "x"}}) is None
+
+
+def test_the_soonest_schedule_that_arrives_counts_and_a_shorter_one_is_not_tried_after_one_that_does_not():
+    tried = []
+
+    def train(steps: int) -> dict:
+        tried.append(steps)
+        return {"curve": [{"seconds": steps / 10, "fvu": 0.9 - steps / 200}]}
+
+    arrived = {"seconds_to_target": 9.0}
+    soonest(arrived, 0.6, 100, [0.2, 0.8, 0.6, 0.4], train)
+    assert tried == [80, 60, 40]
+    assert arrived == {"seconds_to_target": 6.0, "target_steps": 60}
+    assert report.seconds_cell(arrived) == "6.0 (60 steps)"
+    sooner_at_full_length = {"seconds_to_target": 5.0}
+    soonest(sooner_at_full_length, 0.6, 100, [0.8], train)
+    assert report.seconds_cell(sooner_at_full_length) == "5.0"
+    never = {"seconds_to_target": None}
+    soonest(never, 0.6, 100, [0.8], lambda steps: pytest.fail("a row that never arrives is not trained again"))
+    assert report.seconds_cell(never) == "never"
 
 
 def test_goals_are_ratios_within_one_run():
