@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from . import frontier_orderings as orderings
 from .docs import put_between
 from .frontier_plot import draw, means
-from .frontier_runs import SIZES, Cache, Line, Log, Sizes, estimate, run, targets_of
+from .frontier_runs import SIZES, Cache, Line, Log, Sizes, estimate, run
 from .frontier_settings import SETTINGS, left_out, names
 from .report import align, machine, markdown_table
 
@@ -106,7 +106,7 @@ def _spread(group: Sequence[Line], key: str) -> str:
 
 def make(chosen: Sequence[str], seeds: int, cache: Cache, sizes: Sizes, log: Log) -> dict[str, str]:
     """Makes the runs that the log does not have, seed by seed, so that a stop leaves whole frontiers; why others failed."""
-    plan = [(name, target, seed) for seed in range(seeds) for name in chosen for target in targets_of(name)]
+    plan = [(name, target, seed) for seed in range(seeds) for name in chosen for target in SETTINGS[name].targets]
     failed: dict[str, str] = {}
     with tqdm(plan, unit=" run", delay=2) as bar:
         for name, target, seed in bar:

@@ -23,6 +23,7 @@ from .short_training import calibrated, fit, measure
 
 Line = dict[str, Any]
 SIZES = ("d_sae", "steps", "batch")  # lines of other sizes belong to another frontier
+GIVEN = "with_gradient"  # ends the names of figures of a g-SAE that is given the gradient at inference too
 
 
 @dataclass(frozen=True)
@@ -160,11 +161,6 @@ def _lines(path: Path) -> Iterable[Line]:
             yield line
 
 
-def targets_of(name: str) -> tuple[int, ...]:
-    """The L0s that an architecture is asked for: one stands for all where it finds its own."""
-    return TARGETS[:1] if SETTINGS[name].free else TARGETS
-
-
 def run(name: str, target: int, seed: int, cache: Cache, sizes: Sizes, log: Log) -> Line:
     """The line of a run; it is made and kept where the log does not have it."""
     key = {"arch": name, "target": target, "seed": seed, **{size: getattr(sizes, size) for size in SIZES}}
@@ -193,6 +189,14 @@ def _measured(name: str, target: int, seed: int, cache: Cache, sizes: Sizes, log
 def _in_the_host(sae: SAE, sizes: Sizes) -> Line:
     if not sizes.evaluated:
         return {}
+    found = _losses(sae, sizes)
+    if "gradient" not in type(sae).needs:
+        return found
+    sae.config.inference = "gradient"
+    return found | {f"{key}_{GIVEN}": value for key, value in _losses(sae, sizes).items()}
+
+
+def _losses(sae: SAE, sizes: Sizes) -> Line:
     host, tokenizer = _host()
     report = evaluate(sae, host, tokenizer, n_tokens=sizes.evaluated, progress=False)
     return {key: report.metrics[key].value for key in ("ce_recovered", "delta_ce")}
@@ -225,7 +229,7 @@ def estimate(names: Sequence[str], n_seeds: int, cache: Cache, sizes: Sizes, log
     """Seconds that the runs still to be made will take, by architecture, from a few steps of each."""
     out = {}
     for name in names:
-        wanted = [(target, seed) for target in targets_of(name) for seed in range(n_seeds)]
+        wanted = [(target, seed) for target in SETTINGS[name].targets for seed in range(n_seeds)]
         done = {(line["target"], line["seed"]) for line in log.find(kind="run", arch=name, **_sizes(sizes))}
         left = len([pair for pair in wanted if pair not in done])
         short = 8 if SETTINGS[name].between is not None and left else 0

@@ -30,6 +30,7 @@ class Setting:
             many latents and one that gives too few.
         fixed (`dict`): further fields.
         free (`bool`): the architecture finds its own L0; one run stands for all.
+        further (`tuple`): L0s besides `TARGETS`, to compare such architectures with.
         reads (`tuple`), writes (`tuple`): places; none is the one that the activations were taken at, and what is read.
     """
 
@@ -38,8 +39,14 @@ class Setting:
     between: tuple[float, float] | None = None
     fixed: Mapping[str, Any] = field(default_factory=dict)
     free: bool = False
+    further: tuple[int, ...] = ()
     reads: tuple[str, ...] = ()
     writes: tuple[str, ...] = ()
+
+    @property
+    def targets(self) -> tuple[int, ...]:
+        """The L0s that are asked for."""
+        return TARGETS[:1] if self.free else (*TARGETS, *self.further)
 
     @property
     def several(self) -> bool:
@@ -72,7 +79,7 @@ SETTINGS = {
     "top_afa": Setting("selection", free=True),
     "gradient": Setting("selection"),
     "variational": Setting("selection"),
-    "batch_topk": Setting("batch"),
+    "batch_topk": Setting("batch", further=(96,)),  # top-AFA takes about 75
     "matryoshka": Setting("batch"),
     "feature_choice": Setting("batch"),
     "standard": Setting("penalty", "l1_coefficient", between=(1e-3, 10.0)),

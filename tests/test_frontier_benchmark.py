@@ -158,6 +158,22 @@ def test_the_loss_of_the_host_is_measured_at_the_place_of_the_activations(cache_
     assert seen == [("resid_post.1", False, "host", 64)]
 
 
+def test_what_takes_gradients_is_measured_with_them_as_well(tmp_path, cache_file, monkeypatch):
+    def evaluate(sae, host, tokenizer, **options):
+        value = 0.9 if sae.config.inference == "gradient" else 0.5
+        return SimpleNamespace(metrics={key: SimpleNamespace(value=value) for key in ("ce_recovered", "delta_ce")})
+
+    monkeypatch.setattr(frontier_runs, "evaluate", evaluate)
+    monkeypatch.setattr(frontier_runs, "_host", lambda: ("host", "tokenizer"))
+    tensors = load_file(cache_file) | {"train/gradient": torch.randn(256, 24)}
+    save_file(tensors, tmp_path / "more", metadata={"hook": "resid_post.1"})
+    found = run("gradient", 16, 0, Cache.load(tmp_path / "more"), replace(SIZES, evaluated=64), Log([]))
+    assert (found["ce_recovered"], found["ce_recovered_with_gradient"]) == (0.5, 0.9)
+    claims = {row[0]: row for row in judged([found, line("topk", 16, ce_recovered=0.7)])}
+    assert claims["g-SAE, without gradients at inference"][5] == "no"
+    assert next(row for claim, row in claims.items() if claim.startswith("g-SAE, given"))[5] == "yes"
+
+
 def test_gradients_are_collected_beside_the_activations_they_belong_to(monkeypatch):
     class Stream:
         def __init__(self, host, tokenizer, dataset, points, **options):

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from ..calls import Call
 from ..errors import HookPointError
-from ..hooks import Activations, edit
+from ..hooks import Activations, edit, read
 from ..hosts import unwrap
 from ..hosts.towers import host_device
+from .columns import GRADIENT, is_gradient, place_of
 
 
 def require_loss(host: nn.Module) -> None:
@@ -48,6 +49,25 @@ def require_loss(host: nn.Module) -> None:
             f"{name} is quantised, and its gradients would be those of another model. Load it in bfloat16 or float32, or "
             "leave the '/gradient' hook points out."
         )
+
+
+def read_columns(host: nn.Module, columns: Sequence[str], **inputs: Any) -> dict[str, Tensor]:
+    """Activations of places, and of `"<place>/gradient"` the gradients there: only as far as the last place where there is none.
+
+    Args:
+        host (`nn.Module`): in the mode that it is to run in; of gradients see [`require_loss`].
+        columns (`list`): places and `"<place>/gradient"`.
+        inputs: of the host.
+
+    Returns:
+        `{column: [..., width]}`.
+    """
+    places = list(dict.fromkeys(column for column in columns if not is_gradient(column)))
+    wanted = [place_of(column) for column in columns if is_gradient(column)]
+    if not wanted:
+        return read(host, places, **inputs)
+    found, gradients = read_with_gradients(host, places, wanted, **inputs)
+    return found | {f"{place}{GRADIENT}": gradient for place, gradient in gradients.items()}
 
 
 def read_with_gradients(

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from ..data import TokenBatch
 from ..errors import DataError, HookPointError
-from ..hooks import HookPoint, read
+from ..hooks import HookPoint
 from ..hosts import fingerprint, resolve, unwrap, width_of
 from ..hosts.towers import host_device
-from .columns import GRADIENT, dtype_of, is_gradient, place_of
-from .gradients import read_with_gradients, require_loss
+from .columns import dtype_of, is_gradient, place_of
+from .gradients import read_columns, require_loss
 from .interface import Rows
 
 
@@ -72,8 +72,7 @@ class HostReader:
         self.host, self.config = host, getattr(model, "config", None)
         self.widths = {str(point): width_of(host, place_of(str(point))) for point in points}
         self.places = list(dict.fromkeys(point for point in self.widths if not is_gradient(point)))
-        self.gradients = [place_of(point) for point in self.widths if is_gradient(point)]
-        if self.gradients:
+        if any(map(is_gradient, self.widths)):
             require_loss(host)
         own = next((p.dtype for p in host.parameters() if p.is_floating_point()), torch.float32)
         self.dtype = dtype or own
@@ -119,10 +118,7 @@ class HostReader:
 
     def _read(self, inputs: dict[str, Any]) -> dict[str, Tensor]:
         with evaluating(self.host):
-            if not self.gradients:
-                return read(self.host, self.places, **inputs)
-            found, gradients = read_with_gradients(self.host, self.places, self.gradients, **inputs)
-        return found | {f"{place}{GRADIENT}": gradient for place, gradient in gradients.items()}
+            return read_columns(self.host, list(self.widths), **inputs)
 
     def devices(self) -> dict[str, torch.device]:
         """Where the activations of each place are."""

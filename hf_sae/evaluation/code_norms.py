@@ -81,7 +81,7 @@ class CodeNorms:
 
 
 @torch.no_grad()
-def norms_of(sae: SAE, x: Tensor, target: Tensor | None = None) -> CodeNorms:
+def norms_of(sae: SAE, x: Tensor, target: Tensor | None = None, **besides: Any) -> CodeNorms:
     """Lengths of some activations and of their codes, for any SAE or transcoder.
 
     What is coded for is the target without what needs no code: the mean of a token that decoding adds back, and the skip term.
@@ -90,6 +90,7 @@ def norms_of(sae: SAE, x: Tensor, target: Tensor | None = None) -> CodeNorms:
         sae ([`SAE`]): whose latents may have any sign.
         x (`Tensor`): `[tokens, d_in]`.
         target (`Tensor`, *optional*): `[tokens, d_out]`, needed by a transcoder; an SAE's is its input.
+        besides: what else `encode_sparse` takes of each token, such as `gradient` `[tokens, d_out]`.
 
     Raises:
         ValueError: for a transcoder without targets.
@@ -99,7 +100,7 @@ def norms_of(sae: SAE, x: Tensor, target: Tensor | None = None) -> CodeNorms:
             raise ValueError("the codes of a transcoder stand for its targets: pass norms_of(sae, x, target).")
         target = x
     normalised, norm = sae.normalize(x)
-    code = sae.encode_sparse(x)
+    code = sae.encode_sparse(x, **besides)
     dense = sae.comparable(target).to(normalised)
     if norm is not None and sae.config.undoes_norm_per_token:
         dense = dense - norm[0]
@@ -123,9 +124,11 @@ class _NormTrial(Trial):
 
     def survey(self, activations: Mapping[str, Tensor], keep: Tensor) -> None:
         x, y = self.inputs(activations, keep)
-        for part, target in zip(x.split(self._rows()), y.split(self._rows()), strict=True):
-            if len(part):
-                self.found.append(norms_of(self.sae, part.to(self.sae.device), target.to(self.sae.device)))
+        start = 0
+        for part, besides in self.parts(x, activations, keep):
+            target = y[start : start + len(part)].to(part.device)
+            self.found.append(norms_of(self.sae, part, target, **besides))
+            start += len(part)
 
 
 def code_norms(

@@ -46,6 +46,9 @@ def evaluate(
     `hook_out`. Several places are read in one clean run, encoded once and replaced together by what was stored of that
     run; `report.places` has the error at each place and what it costs by itself. `sae.feature_stats` is set to the densities, maxima and norms that were seen.
 
+    An autoencoder that chooses latents with the gradient of the host's loss (g-SAE with `inference="gradient"`) is given it, as of the clean
+    run. Such a gradient looks at later tokens.
+
     Args:
         sae ([`SAE`] or `dict[str, SAE]`): several share the clean and ablated runs of the host and the tokens.
         host (`PreTrainedModel`): any model the hook points resolve in, in any wrapper. Without a causal language-model head the loss

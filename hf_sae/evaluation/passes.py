@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from ..activations.columns import is_gradient
+from ..activations.gradients import read_columns, require_loss
 from ..errors import DataError
 from ..hooks import Call, capture, edit, read
 from ..hosts import unwrap
@@ -61,11 +63,13 @@ def first_pass(
         DataError: if no token is kept.
     """
     points = points_of(trials)
+    if any(map(is_gradient, points)):
+        require_loss(host)
     sample = Sample()
     with tqdm(total=n_tokens, desc="activations", unit="tok", disable=not progress) as bar:
         for drawn in source:
             batch = trim(drawn, n_tokens - sample.kept)
-            activations = read(host, points, **on_device(host, batch.inputs))
+            activations = read_columns(host, points, **on_device(host, batch.inputs))
             batch = place_positions(batch, activations[points[0]].shape[:-1])
             before = sample.kept
             sample.add(batch)
@@ -84,7 +88,7 @@ def survey(sample: Sample, host: nn.Module, trials: list[Trial], progress: bool)
     points = points_of(trials)
     with tqdm(total=sample.kept, desc="activations", unit="tok", disable=not progress) as bar:
         for batch in sample.batches:
-            activations = read(host, points, **on_device(host, batch.inputs))
+            activations = read_columns(host, points, **on_device(host, batch.inputs))
             for trial in trials:
                 trial.survey(activations, batch.keep_known)
             bar.update(int(batch.keep_known.sum()))
@@ -139,17 +143,19 @@ def second_pass(sample: Sample, host: nn.Module, trials: list[Trial], language: 
 
 
 def points_of(trials: list[Trial]) -> list[str]:
-    """Every place that one of them reads or writes, once."""
-    return list(dict.fromkeys(point for trial in trials for point in (*trial.places_in, *trial.places_out)))
+    """Every place that one of them reads or writes, and what else it needs there, once."""
+    return list(dict.fromkeys(point for trial in trials for point in trial.columns))
 
 
 def clean_run(
     host: nn.Module, batch: EvalBatch, points: list[str], language: bool
 ) -> tuple[dict[str, Tensor], Tensor | None]:
-    """Activations of the places `{place: [batch, length, d]}`, and the logits where `language`."""
+    """What was asked for, `{place: [batch, length, d]}`, and the logits where `language`."""
     inputs = on_device(host, batch.inputs)
     if not language:
-        return read(host, points, **inputs), None
+        return read_columns(host, points, **inputs), None
+    if any(map(is_gradient, points)):
+        return read_columns(host, points, **inputs), host(**inputs, use_cache=False).logits
     with capture(host, *points) as activations:
         logits = host(**inputs, use_cache=False).logits
         return {point: activations[point] for point in points}, logits

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -86,6 +86,12 @@ class Trial:
         """`[d_out]`, the mean target over the kept tokens, fp64."""
         return self.total / self.tokens
 
+    @property
+    def columns(self) -> list[str]:
+        """What is read of the host: the places, and `"<place>/<what the autoencoder needs besides>"` where it writes."""
+        besides = [f"{place}/{need}" for need in self.sae.needs_at_inference for place in self.places_out]
+        return [*self.places_in, *self.places_out, *besides]
+
     def inputs(self, activations: Mapping[str, Tensor], keep: Tensor) -> tuple[Tensor, Tensor]:
         """The kept inputs `[tokens, d_in]` and targets `[tokens, d_out]`.
 
@@ -99,6 +105,19 @@ class Trial:
             y = self._side_by_side(activations, keep, self.places_out, "d_out")
         self.widths = {place: activations[place].shape[-1] for place in self.places_out}
         return x, self.sae.comparable(y)
+
+    def parts(
+        self, x: Tensor, activations: Mapping[str, Tensor], keep: Tensor
+    ) -> Generator[tuple[Tensor, dict[str, Any]]]:
+        """Stretches of the kept inputs `[tokens, d_in]`, on the autoencoder's device, and what else it is called with."""
+        device, rows = self.sae.device, max(1, _LATENT_ELEMENTS // self.sae.config.d_sae)
+        besides = {
+            need: self._side_by_side(activations, keep, [f"{place}/{need}" for place in self.places_out], "d_out")
+            for need in self.sae.needs_at_inference
+        }
+        for start in range(0, len(x), rows):
+            stretch = slice(start, start + rows)
+            yield x[stretch].to(device), {need: values[stretch].to(device) for need, values in besides.items()}
 
     def _side_by_side(self, activations: Mapping[str, Tensor], keep: Tensor, places: list[str], name: str) -> Tensor:
         """`[tokens, width]`: the kept activations of some places."""
@@ -131,8 +150,8 @@ class Trial:
         if not self.wants_controls:
             return
         self.moments.add(x, y)
-        for part in x.split(self._rows()):
-            self.l0_total += int(self.sae.encode_sparse(part.to(self.sae.device)).counts().sum())
+        for part, besides in self.parts(x, activations, keep):
+            self.l0_total += int(self.sae.encode_sparse(part, **besides).counts().sum())
         units = (
             self.sae.in_loss_units(y)
             if self.sae.config.is_transcoder
@@ -155,8 +174,10 @@ class Trial:
         self.norms.append(x.float().norm(dim=-1).cpu())
         out = {}
         for name in self.sums:
-            reconstruct = self.reconstruct if name == "sae" else self.controls[name]
-            results = [reconstruct(part) for part in x.split(self._rows())]
+            results = [
+                self.reconstruct(part, **besides) if name == "sae" else self.controls[name](part)
+                for part, besides in self.parts(x, activations, keep)
+            ]
             out[name] = torch.cat([reconstruction for reconstruction, _ in results])
             statistics = reconstruction_statistics(out[name], y, self.mean)
             statistics["l0"] = torch.cat([counts for _, counts in results])
@@ -171,15 +192,12 @@ class Trial:
             sums = self.place_sums.setdefault(place, DocumentSums())
             sums.add(documents, reconstruction_statistics(estimate, truth, mean))
 
-    def reconstruct(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def reconstruct(self, x: Tensor, **besides: Tensor) -> tuple[Tensor, Tensor]:
         """Reconstructions `[tokens, d_out]` and L0 `[tokens]` of `x` `[tokens, d_in]`; records which latents fire."""
-        output = self.sae(x.to(self.sae.device))
+        output = self.sae(x, **besides)
         code = output.code
         self.record(code)
         return output.reconstruction, code.counts()
-
-    def _rows(self) -> int:
-        return max(1, _LATENT_ELEMENTS // self.sae.config.d_sae)
 
     def record(self, code: SparseCode) -> None:
         """Counts which latents fire in the code of some kept tokens, and keeps their extremes."""

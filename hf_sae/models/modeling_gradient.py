@@ -14,9 +14,9 @@ like others), the default β, and AuxK's use of plain pre-activations. A token w
 nothing is predicted) is TopK's. For a transcoder g is taken where it writes.
 
 At inference a gradient that is given (`encode(x, gradient=g)`) ranks as in training. Gradients look at later tokens, and nobody
-who splices, steers or evaluates has one at hand, so `config.inference` says what happens without:
+who splices or steers has one at hand, so `config.inference` says what happens without:
 `"topk"` (the default) ranks by z alone; `"threshold"` keeps u > θ, where θ is a running mean, over training, of the number that k
-pre-activations per token exceed on average; `"gradient"`, the faithful one, refuses to run without.
+pre-activations per token exceed on average; `"gradient"`, the faithful one, refuses to run without, and `evaluate` finds it for it.
 """
 
 from dataclasses import replace
@@ -84,6 +84,11 @@ class GradientSAE(SAE):
             del self.threshold
             self.threshold = nn.Parameter(torch.empty(()), requires_grad=False)
         self.post_init()
+
+    @property
+    def needs_at_inference(self) -> tuple[str, ...]:
+        """The gradient, where `config.inference` is `"gradient"`."""
+        return self.needs if self.config.inference == "gradient" else ()
 
     @torch.no_grad()
     def init_encoder(self) -> None:

@@ -212,10 +212,8 @@ class SAE(Saving, Normalising, Weights, PreTrainedModel):
         return same_units and not has_hooks(self.decoder)
 
     def _sparse_error(self, x: Tensor, latents: SparseCode, target: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Squared error of each token and (outside the graph) the error itself, both in the target's units.
-
-        `target=None` is the input itself, whose normalised form is there already.
-        """
+        """Squared error of each token and (outside the graph) the error itself, both in the target's units; `target=None` is
+        the input, whose normalised form is there already."""
         unit = 1.0
         if not self.config.is_transcoder and self.config.input_norm == "scalar":
             unit = 1 / self.config.input_scale
@@ -249,10 +247,7 @@ class SAE(Saving, Normalising, Weights, PreTrainedModel):
 
     @torch.no_grad()
     def measure(self, x: Tensor, target: Tensor, state: TrainingState) -> None:
-        """Sets what the loss needs to know of the data (`state.normaliser`) and leaves the SAE as it is.
-
-        All that the training of an adapter needs: its base is fitted already.
-        """
+        """Sets what the loss needs to know of the data (`state.normaliser`): all that an adapter's training needs."""
         state.normaliser = total_variance(self.in_loss_units(self.comparable(target)))
 
     @torch.no_grad()
@@ -275,14 +270,18 @@ class SAE(Saving, Normalising, Weights, PreTrainedModel):
 
     @torch.no_grad()
     def after_step(self, state: TrainingState, output: SAEOutput) -> None:
-        """Called after an optimiser step: thresholds, controllers. Decoder rows are of unit norm again by then, and
-        `output.statistics` are those of the whole batch."""
+        """Thresholds, controllers: after a step, with unit decoder rows and `output.statistics` of the whole batch."""
 
     @classmethod
     def keys_for(cls, config: SAEConfig) -> list[str]:
         """What a training batch by hook point must hold: places read and written, and what is needed besides."""
         needed = [f"{place}/{name}" for name in cls.needs for place in config.places_out]
         return list(dict.fromkeys((*config.places_in, *config.places_out, *needed)))
+
+    @property
+    def needs_at_inference(self) -> tuple[str, ...]:
+        """Of `needs`, what calls have to be given by name outside of training."""
+        return ()
 
     @property
     def batch_keys(self) -> list[str]:
