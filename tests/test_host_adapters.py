@@ -208,12 +208,13 @@ def test_an_adapter_in_a_folder_of_the_hub_is_read_at_one_commit_and_offline_aft
         "500",
         "--json",
     ]
-    with LocalHub() as hub:
-        client = Client(hub, tmp_path / "home")
-        client.value(push, str(folder))
-        online = client.cli(*command)
-        commit = hub.repos["models/tester/lora"].branches["main"]
-    offline = client.cli(*command, HF_HUB_OFFLINE="1")
+    hub = LocalHub()
+    with Client(hub, tmp_path / "home") as client:
+        with hub:
+            client.value(push, str(folder))
+            online = client.cli(*command)
+            commit = hub.repos["models/tester/lora"].branches["main"]
+        offline = client.cli(*command, HF_HUB_OFFLINE="1")
     for done in (online, offline):
         assert done.returncode == 0, done.stderr
         report = json.loads(done.stdout)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +10,9 @@ import pytest
 
 from tests.conversion.layouts import weights
 from tests.local_hub import LocalHub
+from tests.local_hub.client import Client, Done
 
 
-ROOT = Path(__file__).parents[2]
 REPO = "google/gemma-scope-2b-pt-res"
 CODE = """
 import json, sys
@@ -25,10 +22,8 @@ print(json.dumps({"conversion": sae.config.provenance["conversion"], "b": float(
 """
 
 
-def load(environment: dict[str, str], *names: str, **options: str) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
-    command = [sys.executable, "-c", CODE, json.dumps(names), json.dumps(options)]
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=200, check=False)
+def load(client: Client, *names: str, offline: str = "0", **options: str) -> Done:
+    return client.python(CODE, json.dumps(names), json.dumps(options), HF_HUB_OFFLINE=offline)
 
 
 def write(folder: Path, place: str, seed: int) -> None:
@@ -42,28 +37,33 @@ def test_loaded_pinned_and_offline(tmp_path: Path, lfs: bool):
     place = "layer_20/width_1k/average_l0_71"
     for number, l0 in enumerate((22, 71, 294)):
         write(tmp_path / "repo", f"layer_20/width_1k/average_l0_{l0}", number)
-    with LocalHub(lfs) as hub:
-        first = hub.add(REPO, tmp_path / "repo")
-        environment = hub.environment(tmp_path / "home")
-        done = load(environment, REPO, subfolder=place)
+    hub = LocalHub(lfs)
+    with Client(hub, tmp_path / "home") as client:
+        loads_pinned_and_offline(client, hub, tmp_path / "repo", place)
+
+
+def loads_pinned_and_offline(client: Client, hub: LocalHub, repo: Path, place: str) -> None:
+    with hub:
+        first = hub.add(REPO, repo)
+        done = load(client, REPO, subfolder=place)
         assert done.returncode == 0, done.stderr
         found = json.loads(done.stdout)
         assert found["conversion"]["commit"] == first
         assert found["conversion"]["source"] == REPO
         assert found["hook"] == "resid_post.20"
         assert set(hub.downloads()) <= {f"{place}/params.npz"}, "nothing else was fetched"
-        (tmp_path / "repo" / place / "params.npz").unlink()
-        (tmp_path / "repo" / place).rmdir()
-        write(tmp_path / "repo", place, 9)
-        hub.add(REPO, tmp_path / "repo")
-        pinned = json.loads(load(environment, REPO, subfolder=place, revision=first).stdout)
-        newest = json.loads(load(environment, REPO, subfolder=place).stdout)
+        (repo / place / "params.npz").unlink()
+        (repo / place).rmdir()
+        write(repo, place, 9)
+        hub.add(REPO, repo)
+        pinned = json.loads(load(client, REPO, subfolder=place, revision=first).stdout)
+        newest = json.loads(load(client, REPO, subfolder=place).stdout)
         assert pinned["b"] == found["b"] != newest["b"]
-        canonical = load(environment, "saelens:gemma-scope-2b-pt-res-canonical/layer_20/width_1k/canonical")
+        canonical = load(client, "saelens:gemma-scope-2b-pt-res-canonical/layer_20/width_1k/canonical")
         assert json.loads(canonical.stdout)["conversion"]["place"] == place, canonical.stderr
-        missing = load(environment, REPO, subfolder="layer_20")
+        missing = load(client, REPO, subfolder="layer_20")
         assert "average_l0_22" in missing.stderr, "what the repo holds is listed"
-    offline = load({**environment, "HF_HUB_OFFLINE": "1"}, REPO, subfolder=place, revision=first)
+    offline = load(client, REPO, subfolder=place, revision=first, offline="1")
     assert json.loads(offline.stdout)["b"] == found["b"], offline.stderr
-    gone = load(environment, REPO, subfolder=place)
+    gone = load(client, REPO, subfolder=place)
     assert json.loads(gone.stdout)["b"] == newest["b"], gone.stderr

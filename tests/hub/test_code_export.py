@@ -57,8 +57,11 @@ def test_loads_without_the_package(tmp_path: Path):
             assert type(sae)._auto_class is None, "the next save copies no code"
             hub.add(f"tester/{name}", tmp_path / name)
             again = tmp_path / f"{name}-again"
-            assert last_line(client.fresh(BARE, f"tester/{name}", str(again))) == sae(X).reconstruction.tolist()
-            assert last_line(client.fresh(BARE, str(again))) == sae(X).reconstruction.tolist(), (
+            assert (
+                last_line(client.python(BARE, f"tester/{name}", str(again), bare=True))
+                == sae(X).reconstruction.tolist()
+            )
+            assert last_line(client.python(BARE, str(again), bare=True)) == sae(X).reconstruction.tolist(), (
                 "saved again, code and all"
             )
 
@@ -93,8 +96,8 @@ def test_a_push_with_code_loads_without_the_package_from_the_root_and_from_a_fol
     with LocalHub() as hub, Client(hub, tmp_path / "home") as client:
         for repo, options in (("tester/root", {}), ("tester/inside", {"subfolder": "deep/er"})):
             assert client.python(PUSHED, str(tmp_path / "sae"), repo, json.dumps(options)).returncode == 0
-        assert last_line(client.fresh(BARE, "tester/root")) == sae(X).reconstruction.tolist()
-        assert last_line(client.fresh(BARE_INSIDE, "tester/inside")) == sae(X).reconstruction.tolist()
+        assert last_line(client.python(BARE, "tester/root", bare=True)) == sae(X).reconstruction.tolist()
+        assert last_line(client.python(BARE_INSIDE, "tester/inside", bare=True)) == sae(X).reconstruction.tolist()
         files = hub.files("tester/inside")
         assert "modeling_topk.py" in files, "transformers looks for code at the root"
         assert "deep/er/modeling_topk.py" not in files

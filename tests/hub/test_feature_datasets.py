@@ -53,14 +53,14 @@ print(json.dumps([[r.facts["n_fired"], [e["rank"] for e in r.examples]] for r in
 
 @pytest.fixture(params=[False, True], ids=["regular", "lfs"])
 def client(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Client]:
-    with LocalHub(lfs=request.param) as hub:
-        yield Client(hub, tmp_path / "home")
+    with LocalHub(lfs=request.param) as hub, Client(hub, tmp_path / "home") as running:
+        yield running
 
 
 @pytest.fixture
 def plain(tmp_path: Path) -> Iterator[Client]:
-    with LocalHub() as hub:
-        yield Client(hub, tmp_path / "home")
+    with LocalHub() as hub, Client(hub, tmp_path / "home") as running:
+        yield running
 
 
 def push(client: Client, folder: Path, repo: str = REPO, **options: object) -> str:
@@ -157,7 +157,7 @@ def test_one_feature_of_a_large_table_is_a_few_ranges(tmp_path: Path, monkeypatc
     rows = [example(s, i, rank, acts=noise[i * 20 + rank]) for s in SAES for i in range(64) for rank in range(20)]
     write(tmp_path / "f", {"features": [feature(s, i) for s in SAES for i in range(64)], "examples": rows})
     served: list[tuple[str, int]] = []
-    with LocalHub(lfs=True) as hub:
+    with LocalHub(lfs=True) as hub, Client(hub, tmp_path / "home") as client:
         hub.add(REPO, tmp_path / "f", "datasets")
         send = hub.server.RequestHandlerClass.send
 
@@ -168,7 +168,7 @@ def test_one_feature_of_a_large_table_is_a_few_ranges(tmp_path: Path, monkeypatc
 
         monkeypatch.setattr(hub.server.RequestHandlerClass, "send", counting)
         ranks = list(range(20))
-        found = Client(hub, tmp_path / "home").value(ONE, REPO, "10", "40")
+        found = client.value(ONE, REPO, "10", "40")
     assert found == [[10, ranks], [40, ranks]]
     whole = (tmp_path / "f/data/examples-00000.parquet").stat().st_size
     assert sum(size for _, size in served) < whole / 2, f"{served} of {whole}"

@@ -64,6 +64,18 @@ class Repo:
         return True
 
 
+_PORTS: list[int] = []  # of Hubs that have ended, for the next one: see `workers.py`
+
+
+def _listening(handler: type[BaseHTTPRequestHandler]) -> ThreadingHTTPServer:
+    while _PORTS:
+        try:
+            return ThreadingHTTPServer(("127.0.0.1", _PORTS.pop()), handler)
+        except OSError:  # somebody else has taken it
+            continue
+    return ThreadingHTTPServer(("127.0.0.1", 0), handler)
+
+
 class LocalHub:
     """The server; `with LocalHub() as hub`.
 
@@ -85,7 +97,7 @@ class LocalHub:
         self.before_commit: Callable[[], object] | None = None  # something else happens first
         self.refuse_cards: str | None = None  # what the Hub says of every card's header
         handler = type("Handler", (Handler,), {"hub": self})
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self.server = _listening(handler)
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
         self.blobs = self.url.replace("127.0.0.1", "localhost")  # another host, as the real one's file servers are
 
@@ -96,6 +108,7 @@ class LocalHub:
     def __exit__(self, *_: object) -> None:
         self.server.shutdown()
         self.server.server_close()
+        _PORTS.append(self.server.server_address[1])
 
     def environment(self, home: Path, **extra: str) -> dict[str, str]:
         """Variables for a subprocess that knows this Hub only.

@@ -11,9 +11,9 @@ from typing import Any
 
 from tests.local_hub import LocalHub
 from tests.local_hub.guard.sitecustomize import LOG
+from tests.local_hub.workers import ROOT, Slot, Worker
 
 
-ROOT = Path(__file__).parents[2]
 GUARD = ROOT / "tests" / "local_hub" / "guard"
 Done = subprocess.CompletedProcess[str]
 
@@ -27,35 +27,26 @@ class Client:
     def __init__(self, hub: LocalHub, home: Path) -> None:
         self.hub, self.home = hub, home
         self.log = home.parent / f"{home.name}-outside.txt"
-        self._workers: dict[tuple[tuple[str, str], ...], subprocess.Popen[str]] = {}
         home.mkdir(parents=True, exist_ok=True)
 
     def __enter__(self) -> Client:
+        self.slot = Slot.take(self.home)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for worker in self._workers.values():
-            worker.communicate(timeout=60)  # the end of its orders ends it
+        self.slot.release()
 
     def environment(self, **variables: str) -> dict[str, str]:
         """Of every process: the Hub, the cache, the guard."""
         guarded = {"PYTHONPATH": f"{GUARD}{os.pathsep}{ROOT}", LOG: str(self.log)}
-        return {**os.environ, **guarded, **self.hub.environment(self.home), **variables}
+        return {**os.environ, **guarded, **self.hub.environment(self.slot.path), **variables}
 
-    def python(self, code: str, *arguments: str, **variables: str) -> Done:
-        """Runs code with `sys.argv[1:]` in a fork of a process that has imported the libraries, and nothing more.
-
-        What Hugging Face's libraries read at import (variables that begin with `HF_`) makes another such process.
-        """
-        early = {name: value for name, value in variables.items() if name.startswith("HF_") and name != "HF_TOKEN"}
-        worker = self._worker(early)
+    def python(self, code: str, *arguments: str, bare: bool = False, **variables: str) -> Done:
+        """Runs code with `sys.argv[1:]` in a fork of a process that has imported the libraries (all but this one, where it is `bare`),
+        and nothing more."""
+        environment = self.environment(**variables)
         out = {name: str(self.home / f"{name}.txt") for name in ("stdout", "stderr")}
-        order = {"code": code, "arguments": [*map(str, arguments)], "variables": variables, **out}
-        assert worker.stdin is not None
-        assert worker.stdout is not None
-        worker.stdin.write(json.dumps(order) + "\n")
-        worker.stdin.flush()
-        status = int(worker.stdout.readline())
+        status = Worker.of(environment, bare).run(code, [*map(str, arguments)], environment, out)
         text = {name: Path(path).read_text(encoding="utf-8") for name, path in out.items()}
         return self._judged(subprocess.CompletedProcess([], status, text["stdout"], text["stderr"]))
 
@@ -74,14 +65,6 @@ class Client:
     def cli(self, *arguments: str, **variables: str) -> Done:
         """`hf-sae` with arguments."""
         return self.python("from hf_sae.cli import main\nmain()", *arguments, **variables)
-
-    def _worker(self, early: dict[str, str]) -> subprocess.Popen[str]:
-        key = tuple(sorted(early.items()))
-        if key not in self._workers:
-            command = [sys.executable, "-m", "tests.local_hub.worker"]
-            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-            self._workers[key] = subprocess.Popen(command, env=self.environment(**early), cwd=ROOT, **pipes)
-        return self._workers[key]
 
     def _judged(self, done: Done) -> Done:
         assert not self.log.exists(), f"contacted {self.log.read_text()}: {done.stderr}"

@@ -18,7 +18,8 @@ def _run(order: dict[str, Any]) -> None:
     for name, descriptor in (("stdout", 1), ("stderr", 2)):
         os.dup2(os.open(order[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), descriptor)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    os.environ.update(order["variables"])
+    os.environ.clear()
+    os.environ.update(order["environment"])
     sys.argv = ["-c", *order["arguments"]]
     code = 0
     try:
@@ -49,9 +50,10 @@ def main() -> None:
     import torch
     import transformers.modeling_utils  # noqa: F401
 
-    import hf_sae.cli
-    import hf_sae.hub
-    import hf_sae.models  # noqa: F401
+    if "--bare" not in sys.argv:
+        import hf_sae.cli
+        import hf_sae.hub
+        import hf_sae.models  # noqa: F401
 
     huggingface_hub.utils._http.time = _NoWaiting()
     torch.set_num_threads(1)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +14,7 @@ from transformers import AutoModel
 
 from hf_sae.models import SAE, AutoSAE, AutoTranscoder, CheckpointError, SparseCode, TopKSAE, TrainingState, adapters
 from tests.local_hub import LocalHub
+from tests.local_hub.client import Client
 from tests.models.battery import CASES, Case, encoder_layers
 
 
@@ -278,18 +276,15 @@ assert torch.equal(here(x).reconstruction, there(x).reconstruction)
 
 
 def test_a_base_in_a_subfolder_of_a_repo_at_a_revision_is_found_again(tmp_path: Path) -> None:
-    with LocalHub() as hub:
+    with LocalHub() as hub, Client(hub, tmp_path / "home") as client:
         commits = []
         for seed in (0, 1):
             TOPK.build(seed=seed).save_pretrained(tmp_path / "repo" / "layer_8")
             commits.append(hub.add("tester/bases", tmp_path / "repo"))
-        environment = {**os.environ, **hub.environment(tmp_path / "cache")}
-        command = [sys.executable, "-c", ON_A_HUB, commits[0], str(tmp_path / "adapter")]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
+        done = client.python(ON_A_HUB, commits[0], str(tmp_path / "adapter"))
         assert done.returncode == 0, done.stderr
         hub.add("tester/adapter", tmp_path / "adapter")
-        command = [sys.executable, "-c", FROM_A_HUB, str(tmp_path / "adapter")]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
+        done = client.python(FROM_A_HUB, str(tmp_path / "adapter"))
     assert done.returncode == 0, done.stderr
     written = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert written["base_model_name_or_path"] == "tester/bases/layer_8"
