@@ -91,7 +91,7 @@ def open_stream(
     process = Accelerator()
     _, model = registered()[config.model_type]
     points = model.keys_for(config)
-    bytes_per_token = 4 * (config.d_in + (config.d_out or 0) * (1 + len(model.needs))) + 16
+    bytes_per_token = 4 * (config.d_in + (config.d_out or 0) * (config.is_transcoder + len(model.needs))) + 16
     tokens = max(args.total_tokens // 8, 4 * args.tokens_per_batch)
     chosen: dict[str, Any] = {
         "repeat": True,

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from hf_sae import AutoSAE, train_sae
+from hf_sae import AutoSAE, SAETrainingArguments, train_sae
 from hf_sae.errors import HookPointError
-from hf_sae.models import CrosscoderSAE, CrossLayerSAE, TopKSAE
+from hf_sae.models import CrosscoderSAE, CrossLayerSAE, GradientConfig, SAEConfig, TopKConfig, TopKSAE
+from hf_sae.training.recipes import open_stream
 from tests.activations.toy import tiny_host
 from tests.toy_text import documents, tokenizer
 
@@ -47,3 +48,21 @@ def test_no_place_is_said(tmp_path: Path) -> None:
     for places in ({}, {"hook_in": []}):
         with pytest.raises(HookPointError, match="needs a place"):
             train(tmp_path, **places)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        TopKConfig(d_in=24, d_sae=48, hook_in="resid_post.1"),
+        TopKConfig(d_in=24, d_sae=48, hook_in="mlp_in.1", hook_out="mlp_out.1"),
+        GradientConfig(d_in=24, d_sae=48, hook_in="resid_post.1"),
+    ],
+    ids=["sae", "transcoder", "gradient"],
+)
+def test_the_ring_is_an_eighth_of_the_run(tmp_path: Path, config: SAEConfig) -> None:
+    host = tiny_host()
+    width = host.config.hidden_size
+    config = type(config)(**config.to_dict() | {"d_in": width, "d_out": width})
+    args = SAETrainingArguments(output_dir=str(tmp_path), total_tokens=64_000, tokens_per_batch=100)
+    stream = open_stream(host, tokenizer(), documents(60), config, args, context_length=16)
+    assert stream.ring.capacity == pytest.approx(8_000, rel=0.1)
