@@ -128,7 +128,7 @@ def run_ours(task: Task, clock: Clock, rows: Tensor, capacity: int) -> None:
         ring_bytes=capacity * (4 * width + 8) * 16 // 15,
         repeat=True,
     )
-    for batch in itertools.islice(stream.batches(task.batch), task.steps):
+    for batch in stream.batches(task.batch, task.steps * task.batch):
         implementation.step(batch[point])
         clock.tick(implementation.weights)
 

@@ -127,7 +127,7 @@ def test_the_soonest_schedule_that_arrives_counts_and_a_shorter_one_is_not_tried
         return {"curve": [{"seconds": steps / 10, "fvu": 0.9 - steps / 200}]}
 
     arrived = {"seconds_to_target": 9.0}
-    soonest(arrived, 0.6, 100, [0.2, 0.8, 0.6, 0.4], train)
+    soonest(arrived, 0.61, 100, [0.2, 0.8, 0.6, 0.4], train)
     assert tried == [80, 60, 40]
     assert arrived == {"seconds_to_target": 6.0, "target_steps": 60}
     assert report.seconds_cell(arrived) == "6.0 (60 steps)"

@@ -81,8 +81,8 @@ class BatchStream(ABC):
         return None
 
     @abstractmethod
-    def batches(self, tokens_per_batch: int) -> Iterator[Rows]:
-        """The next batches; goes on where the previous call stopped."""
+    def batches(self, tokens_per_batch: int, total: int | None = None) -> Iterator[Rows]:
+        """The next batches, of `total` tokens where that is given; goes on where the previous call stopped."""
 
     @abstractmethod
     def sample(self, n_tokens: int) -> Rows:

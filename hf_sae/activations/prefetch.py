@@ -80,16 +80,18 @@ class Prefetched(BatchStream):
         """What the inner stream says, with these counts."""
         return {**self.stream.info(), "counts": self.counts}
 
-    def batches(self, tokens_per_batch: int) -> Iterator[Rows]:
-        """The next batches; goes on where the previous call stopped, with what waited then first.
+    def batches(self, tokens_per_batch: int, total: int | None = None) -> Iterator[Rows]:
+        """The next batches, of `total` tokens where that is given; goes on where the previous call stopped, with what waited then
+        first, and whole.
 
         Raises:
             What the inner stream raises.
         """
         self._stop()
         # at its end the inner stream refuses, which is no error while batches of it wait
-        more = not self._ready or self.stream.sample(1).count
-        inner = self.stream.batches(tokens_per_batch) if more else iter(())
+        left = None if total is None else total - sum(item.rows.count for item in self._ready)
+        more = (left is None or left > 0) and (not self._ready or self.stream.sample(1).count)
+        inner = self.stream.batches(tokens_per_batch, left) if more else iter(())
         if self._counts is None:
             self._counts, self._state = self.stream.counts, self.stream.state_dict() if self.state_is_small else None
         return self._serve(inner)

@@ -58,18 +58,17 @@ class ShuffleRing:
         """Bytes of all tensors held."""
         return sum(t.nbytes for t in (*self.slots.values(), *self.pending.values(), self.order))
 
-    def refill(self, next_rows: Callable[[], Rows | None]) -> bool:
+    def refill(self, next_rows: Callable[[], Rows | None], most: int | None = None) -> bool:
         """Fill the free slots and draw a new order.
 
         Args:
             next_rows: gives [`Rows`] with ids and n > 0, or `None` at the end of the data.
+            most (`int`, *optional*): tokens to add at most.
 
         Returns:
             Whether there may be more data.
         """
-        free, used, more = self.order[: self.cursor], 0, True
-        if not self.draws:
-            free = torch.arange(self.capacity)
+        free, used, more = torch.cat([self.order[: self.cursor], self._never_ordered()])[:most], 0, True
         while used < len(free):
             rows = self.pending or _with_ids(next_rows())
             if not rows:
@@ -84,6 +83,12 @@ class ShuffleRing:
             used += taken
         self._draw(torch.cat([self.order[self.cursor :], free[:used]]))
         return more
+
+    def _never_ordered(self) -> Tensor:
+        """Slots that no order has, ascending: all at first, and what an earlier call left free."""
+        rest = torch.ones(self.capacity, dtype=torch.bool, device=self.order.device)
+        rest[self.order] = False
+        return rest.nonzero().squeeze(1)
 
     def _allocate(self, rows: dict[str, Tensor]) -> None:
         if not self.slots:
@@ -105,6 +110,20 @@ class ShuffleRing:
         found = {name: rows.index_select(0, slots.to(rows.device)) for name, rows in self.slots.items()}
         ids = found.pop(_IDS, None)
         return Rows(found, ids)
+
+    def peek_behind(self, count: int, next_rows: Callable[[], Rows | None]) -> Rows | None:
+        """Tokens that no slot has yet, at most `count`; they are read if need be, and come into free slots before all others."""
+        while not self.pending or len(self.pending[_IDS]) < count:
+            rows = _with_ids(next_rows())
+            if not rows:
+                break
+            self.pending = (
+                {name: torch.cat([self.pending[name], x]) for name, x in rows.items()} if self.pending else rows
+            )
+        if not self.pending:
+            return None
+        found = {name: rows[:count] for name, rows in self.pending.items()}
+        return Rows({name: rows for name, rows in found.items() if name != _IDS}, found[_IDS])
 
     def take(self, count: int) -> Rows:
         """Serve the next tokens, at most `count`."""

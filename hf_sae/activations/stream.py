@@ -134,10 +134,15 @@ class ActivationStream(BatchStream):
         """The most tokens that a batch may have: half of the ring."""
         return self.ring.half
 
-    def batches(self, tokens_per_batch: int) -> Iterator[Rows]:
+    def batches(self, tokens_per_batch: int, total: int | None = None) -> Iterator[Rows]:
         """The next batches, `{hook point: [tokens, width]}`; the last one may be smaller.
 
         Goes on where the previous call stopped. The state is valid whenever a batch has been received.
+
+        Args:
+            tokens_per_batch (`int`): of each batch.
+            total (`int`, *optional*): tokens of all of them. The ring then runs empty towards the end, and the host does not read
+                what nobody takes.
 
         Raises:
             DataError: if a batch is larger than half the ring, the data is at its end, no token is kept, or too many
@@ -148,43 +153,53 @@ class ActivationStream(BatchStream):
         self._check_ring(
             2 * tokens_per_batch, f"batches of {tokens_per_batch} tokens, which take half of the ring at most"
         )
-        self._start()
+        self._start(total)
         if self._ended and not self.ring.remaining:
             raise DataError(
                 f"the dataset is at its end: all {self.intake.counts['served']} tokens have been served. Pass repeat=True to go "
                 "on with the next epoch, a larger dataset, or make a new stream."
             )
-        return self._batches(tokens_per_batch)
+        return self._batches(tokens_per_batch, total)
 
-    def _batches(self, tokens_per_batch: int) -> Iterator[Rows]:
-        while True:
-            if not self._ended and self.ring.cursor + tokens_per_batch > self.ring.half:
-                self._refill()
-            count = min(tokens_per_batch, self.ring.remaining)
+    def _batches(self, tokens_per_batch: int, left: int | None) -> Iterator[Rows]:
+        while left is None or left > 0:
+            missing = None if left is None else max(left - self.ring.remaining, 0)
+            used_up = self.ring.cursor + tokens_per_batch > self.ring.half or self.ring.remaining < tokens_per_batch
+            if used_up and missing != 0 and not self._ended:
+                self._refill(missing)
+            count = min(tokens_per_batch, self.ring.remaining, *(() if left is None else (left,)))
             if not count:
                 return
             rows = self.ring.take(count)
             self.intake.counts["served"] += count
+            left = None if left is None else left - count
             yield rows
 
     def sample(self, n_tokens: int) -> Rows:
-        """The next tokens, `{hook point: [n, width]}`, without serving them; fewer if the ring holds fewer."""
+        """The next tokens, `{hook point: [n, width]}`, without serving them; fewer if the ring holds fewer. Those that an empty ring
+        will get, before they are shuffled."""
         self._start()
+        if not self.ring.remaining and not self._ended:
+            self._whole = False
+            behind = self.ring.peek_behind(n_tokens, self._next_rows)
+            self._whole = True
+            if behind is not None:
+                return behind
         return self.ring.peek(n_tokens)
 
-    def _start(self) -> None:
+    def _start(self, total: int | None = None) -> None:
         if self.ring.draws:
             return
-        self._refill()
+        self._refill(total)
         if not self.ring.remaining:
             raise DataError(
                 f"of {self.counts['seen']} tokens none is kept under positions={self.data.info()['positions']!r} "
                 f"({self.counts['non_finite']} are not finite). Loosen positions= or choose another dataset."
             )
 
-    def _refill(self) -> None:
+    def _refill(self, most: int | None = None) -> None:
         self._whole = False
-        self._ended = not self.ring.refill(self._next_rows)
+        self._ended = not self.ring.refill(self._next_rows, most)
         self._whole = True
 
     def _next_rows(self) -> Rows | None:

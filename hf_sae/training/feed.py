@@ -24,8 +24,8 @@ class Stream(Protocol):
         """Size of the activations at each place."""
         ...
 
-    def batches(self, tokens_per_batch: int) -> Iterator[dict[str, torch.Tensor]]:
-        """The next batches by place."""
+    def batches(self, tokens_per_batch: int, total: int | None = None) -> Iterator[dict[str, torch.Tensor]]:
+        """The next batches by place, of `total` tokens where that is given."""
         ...
 
     def sample(self, n_tokens: int) -> dict[str, torch.Tensor]:
@@ -79,8 +79,11 @@ class Feed:
         """The source, where it has a position of its own."""
         return cast(Stream, self.source) if hasattr(self.source, "batches") else None
 
-    def open(self) -> None:
+    def open(self, tokens: int = 0) -> None:
         """Starts, or goes on after what was loaded.
+
+        Args:
+            tokens (`int`): trained on so far.
 
         Raises:
             DataError: if there is no source.
@@ -88,7 +91,8 @@ class Feed:
         if self.source is None:
             raise DataError("train() needs stream=: an ActivationStream, or an iterable of batches.")
         if self.stream is not None:
-            self._batches = self._shares(self.stream)
+            steps = -(-(self.args.total_tokens - tokens) // self.args.tokens_per_batch)
+            self._batches = self._shares(self.stream, steps)
             return
         self._batches = iter(cast(Iterable[Batch], self.source))
         for _ in range(self.skipped):  # a plain iterable has no position of its own to restore
@@ -100,11 +104,13 @@ class Feed:
             self._batches.close()
         self._batches = None
 
-    def _shares(self, stream: Stream) -> Iterator[Batch]:
+    def _shares(self, stream: Stream, steps: int) -> Iterator[Batch]:
         whole, extra = divmod(self.args.tokens_per_batch, self.processes.size)
         if self.divided:
-            yield from stream.batches(max(1, whole + (self.processes.rank < extra)))
-        for batch in () if self.divided else stream.batches(self.args.tokens_per_batch):
+            own = max(1, whole + (self.processes.rank < extra))
+            yield from stream.batches(own, steps * own)
+            return
+        for batch in stream.batches(self.args.tokens_per_batch, steps * self.args.tokens_per_batch):
             yield self._part(batch)
 
     @property

@@ -139,7 +139,7 @@ class SAETrainer:
         return self.figures()
 
     def _loop(self, bar: tqdm, signals: StopSignals) -> None:
-        self.feed.open()
+        self.feed.open(self.tokens)
         while self.tokens < self.args.total_tokens:
             share = self.feed.next(self.tokens, signals.received or 0)
             before = self.tokens

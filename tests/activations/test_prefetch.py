@@ -31,9 +31,9 @@ def through_json(state: dict[str, Any]) -> dict[str, Any]:
 class Slow(Counting):
     """Notes which thread makes each batch, and takes its time."""
 
-    def batches(self, tokens_per_batch: int):
+    def batches(self, tokens_per_batch: int, total: int | None = None):
         self.made: list[float] = []
-        for rows in super().batches(tokens_per_batch):
+        for rows in super().batches(tokens_per_batch, total):
             time.sleep(0.05)
             self.made.append(time.monotonic())
             self.thread = threading.current_thread().name
@@ -41,8 +41,8 @@ class Slow(Counting):
 
 
 class Failing(Counting):
-    def batches(self, tokens_per_batch: int):
-        yield from itertools.islice(super().batches(tokens_per_batch), 3)
+    def batches(self, tokens_per_batch: int, total: int | None = None):
+        yield from itertools.islice(super().batches(tokens_per_batch, total), 3)
         raise DataError("the host fell over")
 
 

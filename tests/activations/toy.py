@@ -35,9 +35,10 @@ class Counting(BatchStream):
         ids = torch.stack([numbers, numbers // 7], dim=1)
         return Rows({p: x[start:stop].clone() for p, x in self.table.items()}, ids)
 
-    def batches(self, tokens_per_batch: int) -> Iterator[Rows]:
-        while self.position < self.total:
-            rows = self._rows(self.position, self.position + tokens_per_batch)
+    def batches(self, tokens_per_batch: int, total: int | None = None) -> Iterator[Rows]:
+        end = self.total if total is None else min(self.position + total, self.total)
+        while self.position < end:
+            rows = self._rows(self.position, min(self.position + tokens_per_batch, end))
             self.position += rows.count
             self.pulled += 1
             yield rows

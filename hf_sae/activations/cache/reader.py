@@ -120,8 +120,9 @@ class CachedStream(BatchStream):
         """Tokens `served` by this process, and damaged shards that were passed over, with their tokens."""
         return dict(self._counts)
 
-    def batches(self, tokens_per_batch: int) -> Iterator[Rows]:
-        """The next batches of this process, `{hook point: [tokens, width]}`; goes on where the previous call stopped.
+    def batches(self, tokens_per_batch: int, total: int | None = None) -> Iterator[Rows]:
+        """The next batches of this process, `{hook point: [tokens, width]}`, of `total` tokens where that is given; goes on where
+        the previous call stopped.
 
         A global batch is `world_size` of them. The last one of a cache that is not repeated may be smaller, and is shared
         equally: up to `world_size − 1` tokens are left over.
@@ -136,11 +137,12 @@ class CachedStream(BatchStream):
                 f"the cache {self.shards.name!r} is at its end: all {self.order.total:,} tokens have been served. Pass repeat=True "
                 "to go on with the next epoch, or make a new stream."
             )
-        return self._batches(tokens_per_batch)
+        return self._batches(tokens_per_batch, total)
 
-    def _batches(self, tokens_per_batch: int) -> Iterator[Rows]:
-        while not self._ended:
-            spans, position, skipped = self._spans(self.position, tokens_per_batch * self.world_size)
+    def _batches(self, tokens_per_batch: int, left: int | None) -> Iterator[Rows]:
+        while not self._ended and (left is None or left > 0):
+            wanted = tokens_per_batch if left is None else min(tokens_per_batch, left)
+            spans, position, skipped = self._spans(self.position, wanted * self.world_size)
             share = sum(span[3] for span in spans) // self.world_size
             rows = self._read(_cut(spans, self.rank * share, share))
             self.position = position
@@ -149,6 +151,7 @@ class CachedStream(BatchStream):
                 self._counts["skipped_tokens"] += self.order.rows[shard]
             if rows.count:
                 self._counts["served"] += rows.count
+                left = None if left is None else left - rows.count
                 yield rows
 
     @property

@@ -151,8 +151,9 @@ class _Writer:
     def _batches(self) -> Generator[Rows]:
         limit = self.stream.largest_batch
         size = BATCH if limit is None else min(BATCH, limit)
-        if self.stream.sample(1).count:  # none at the end of the data, where asking for more is an error
-            yield from self.stream.batches(size)
+        left = self.n_tokens - self.written - self.filled - (0 if self.waiting is None else self.waiting.count)
+        if left and self.stream.sample(1).count:  # none at the end of the data, where asking for more is an error
+            yield from self.stream.batches(size, left)
 
     def _add(self, rows: Rows) -> None:
         stop = self.filled + rows.count
