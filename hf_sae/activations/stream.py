@@ -153,6 +153,8 @@ class ActivationStream(BatchStream):
         self._check_ring(
             2 * tokens_per_batch, f"batches of {tokens_per_batch} tokens, which take half of the ring at most"
         )
+        if total is not None and total < 1:
+            return iter(())
         self._start(total)
         if self._ended and not self.ring.remaining:
             raise DataError(

@@ -37,6 +37,14 @@ def test_the_host_reads_what_is_taken(total):
     assert read_of(all_read) >= all_read.ring.capacity  # without a total the ring is full from the first batch on
 
 
+def test_nothing_is_read_where_nothing_is_taken(tmp_path: Path):
+    stream = live()
+    assert list(stream.batches(30, 0)) == list(Prefetched(stream).batches(30, 0)) == []
+    assert stream.counts["seen"] == 0
+    cache(tmp_path)
+    assert list(CachedStream(tmp_path).batches(30, 0)) == []
+
+
 def test_no_token_is_lost_or_served_twice_by_those_who_go_on():
     whole = sorted(ids(live().batches(30)))
     stream = live()
