@@ -126,9 +126,10 @@ class _NormTrial(Trial):
         x, y = self.inputs(activations, keep)
         start = 0
         for part, besides in self.parts(x, activations, keep):
-            target = y[start : start + len(part)].to(part.device)
-            self.found.append(norms_of(self.sae, part, target, **besides))
-            start += len(part)
+            if len(part):
+                target = y[start : start + len(part)].to(part.device)
+                self.found.append(norms_of(self.sae, part, target, **besides))
+                start += len(part)
 
 
 def code_norms(

@@ -115,7 +115,7 @@ class Trial:
             need: self._side_by_side(activations, keep, [f"{place}/{need}" for place in self.places_out], "d_out")
             for need in self.sae.needs_at_inference
         }
-        for start in range(0, len(x), rows):
+        for start in range(0, max(len(x), 1), rows):  # one, without tokens, of a batch that keeps none
             stretch = slice(start, start + rows)
             yield x[stretch].to(device), {need: values[stretch].to(device) for need, values in besides.items()}
 

@@ -68,6 +68,23 @@ def run(sae, host, dataset=None, **options):
     return evaluate(sae, host, None, dataset or tokens(), progress=False, **options)
 
 
+def test_batches_without_a_kept_token_change_nothing(host):
+    batches = tokens()
+    empty = TokenBatch(
+        *(getattr(batches[0], name) for name in ("input_ids", "attention_mask")),
+        torch.zeros_like(batches[0].keep),
+        batches[0].documents,
+    )
+    torch.manual_seed(0)
+    sae = TopKSAE(TopKConfig(d_in=D, d_sae=32, k=2, hook_in="resid_post.0")).eval()
+    told, got = (
+        run(sae, host, tokens(), n_tokens=10**6),
+        run(sae, host, [batches[0], empty, *batches[1:]], n_tokens=10**6),
+    )
+    assert told["fvu"] == pytest.approx(got["fvu"], rel=1e-9)
+    assert told["l0"] == got["l0"]
+
+
 def activations(host, layer: int = 0) -> torch.Tensor:
     kept = []
     for batch in tokens():
