@@ -33,7 +33,7 @@ class Decoder(nn.Module):
             latents = latents.to(weight.dtype)
             if torch.is_grad_enabled() and weight.requires_grad:
                 rows = decode_mostly_zero(latents.reshape(-1, latents.shape[-1]), weight, self.learns_at_zero)
-                return self.dictionary.sum(rows).view(*latents.shape[:-1], -1) + self.bias
+                return self.dictionary.sum(rows).view(*latents.shape[:-1], weight.shape[1]) + self.bias
             return self.dictionary.sum(latents @ weight) + self.bias
         if latents.offsets is None:
             k = latents.values.shape[-1]
@@ -42,4 +42,4 @@ class Decoder(nn.Module):
         else:
             places = latents.indices, latents.offsets
             out = decode_entries(latents.values, *places, weight, latents.transposed)
-        return self.dictionary.sum(out).view(*latents.shape, -1) + self.bias
+        return self.dictionary.sum(out).view(*latents.shape, weight.shape[1]) + self.bias

@@ -179,4 +179,4 @@ def _write(latents: Tensor, weight: Tensor) -> Tensor:
     latents = latents.to(weight.dtype)
     if not torch.is_grad_enabled():
         return latents @ weight
-    return decode_mostly_zero(latents.flatten(0, -2), weight, False).view(*latents.shape[:-1], -1)
+    return decode_mostly_zero(latents.flatten(0, -2), weight, False).view(*latents.shape[:-1], weight.shape[1])

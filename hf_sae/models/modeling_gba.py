@@ -124,7 +124,7 @@ class GBASAE(SAE):
         shift = bias if self.config.subtracts_bias else None
         if torch.is_grad_enabled():
             rows = x.reshape(-1, x.shape[-1])
-            return encode_mostly_zero(rows, (weight, self.b_enc), shift).view(*x.shape[:-1], -1)
+            return encode_mostly_zero(rows, (weight, self.b_enc), shift).view(*x.shape[:-1], len(weight))
         return F.linear(x if shift is None else x - shift, weight)
 
     def activate(self, pre_activations: Tensor) -> Tensor:

@@ -91,8 +91,9 @@ class SAE(Saving, Normalising, Weights, PreTrainedModel):
         """`[..., d_sae]`: the encoder's output for a normalised input, before the nonlinearity."""
         shift = self.dictionary.copy(self.decoder()) if self.config.subtracts_bias else None
         if torch.is_grad_enabled() and self.encoder_is_plain():
-            rows = x.reshape(-1, x.shape[-1])
-            return encode_mostly_zero(rows, (self.encoder.weight, self.encoder.bias), shift).view(*x.shape[:-1], -1)
+            weight, bias = self.encoder.weight, self.encoder.bias
+            rows = encode_mostly_zero(x.reshape(-1, x.shape[-1]), (weight, bias), shift)
+            return rows.view(*x.shape[:-1], len(weight))
         return self.encoder(x if shift is None else x - shift)
 
     def pre_activations_of(self, x: Tensor, latents: Tensor) -> Tensor:

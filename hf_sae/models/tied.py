@@ -44,7 +44,9 @@ class Tied:
         if not torch.is_grad_enabled():
             return F.linear(rows, weight)
         flat = rows.reshape(-1, rows.shape[-1])
-        return encode_mostly_zero(flat, (weight, weight.new_zeros(len(weight))), None).view(*rows.shape[:-1], -1)
+        return encode_mostly_zero(flat, (weight, weight.new_zeros(len(weight))), None).view(
+            *rows.shape[:-1], len(weight)
+        )
 
     @property
     def W_enc(self) -> Tensor:

@@ -155,6 +155,17 @@ def test_dense_and_sparse_codes_agree(case: Case) -> None:
     assert (values != 0).all()
 
 
+@pytest.mark.parametrize("grad", [True, False])
+def test_no_token_is_no_error(case: Case, grad: bool) -> None:
+    sae, (x, _) = case.build().eval(), case.batch()
+    none = x[:0]
+    with torch.set_grad_enabled(grad):
+        assert sae(none).reconstruction.shape == (0, sae.config.d_out)
+        assert sae.encode(none).shape == (0, sae.config.d_sae)
+        assert sae.encode_sparse(none).counts().shape == (0,)
+        assert sae(none[None]).reconstruction.shape == (1, 0, sae.config.d_out)
+
+
 def test_forward_is_decode_of_encode_plus_skip(case: Case) -> None:
     sae, (x, _) = case.build().eval(), case.batch()
     expected = sae.decode(sae.encode_sparse(x))
