@@ -158,7 +158,7 @@ def test_memory_is_what_a_run_allocates(tmp_path: Path):
     stream = ActivationStream(host, tokenizer, stdlib_corpus("test"), ["resid_post.0"], ring_bytes=16 * 2**20)
     config = TopKConfig(d_in=192, d_sae=768, k=8, hook_in="resid_post.0")
     args = SAETrainingArguments(
-        output_dir=str(tmp_path), total_tokens=1024, tokens_per_batch=512, save_steps=2, disable_tqdm=True
+        output_dir=str(tmp_path), total_tokens=51_200, tokens_per_batch=512, save_steps=50, disable_tqdm=True
     )
     held = memory(Job.of(config, args, reader=stream.reader, ring_bytes=stream.ring_bytes))
     trainer = SAETrainer(AutoSAE.from_config(config), args, stream)
@@ -171,7 +171,7 @@ def test_memory_is_what_a_run_allocates(tmp_path: Path):
     assert held["host"] == sum(p.nbytes for p in host.parameters())
     assert held["pre-activations"] == 512 * 768 * 4
     # and on disk, the whole folder of a checkpoint
-    folder = tmp_path / "checkpoint-2"
+    folder = tmp_path / "checkpoint-50"  # where the ring is full: at the end it is empty
     written = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     estimated = Job.of(config, args, reader=stream.reader, ring_bytes=stream.ring_bytes).checkpoint_bytes
     assert estimated == pytest.approx(written, rel=0.25)
