@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -199,11 +200,17 @@ def _write(
                 bar.update(len(latents))
 
 
-def _names(dataset: Any) -> Any:
-    """Names of the records, where the data has them as a column `path`."""
+def _names(dataset: Any) -> Callable[[int], str | None]:
+    """The name of a record by its number, where the data has them as a column `path`.
+
+    Each is looked up once: in a table that takes longer than all else about a context, and a document has many.
+    """
+    names = None
     if dataset is None:
-        return [path for path, _ in stdlib_files("test")]
-    return dataset["path"] if "path" in (getattr(dataset, "column_names", None) or ()) and len(dataset) else None
+        names = [path for path, _ in stdlib_files("test")]
+    elif "path" in (getattr(dataset, "column_names", None) or ()) and len(dataset):
+        names = dataset["path"]
+    return functools.cache(lambda number: None if names is None else str(names[number]))
 
 
 def _said(notes: Mapping[str, str]) -> str:

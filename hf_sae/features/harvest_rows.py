@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from typing import Any
@@ -69,14 +69,14 @@ class Rows:
         counts ([`ExampleCounts`]): contexts of each kind.
         n_logits (`int`): tokens on each side of the logits.
         n_related (`int`): neighbours, and partners.
-        names (`Sequence[str]`, *optional*): of the records of the dataset.
+        name_of (`Callable`): the name of a record of the dataset by its number, or `None`.
     """
 
     texts: TokenTexts
     counts: ExampleCounts
     n_logits: int
     n_related: int
-    names: Any
+    name_of: Callable[[int], str | None]
 
     def features(self, of: Gathered, latents: Tensor) -> list[Row]:
         """Rows of `features`."""
@@ -111,7 +111,7 @@ class Rows:
                 _zero(of.state, latent, self.counts),
             )
             for facts, ids, acts, document in chain(*kinds):
-                context = _context(ids, acts, document, self.texts, self.names)
+                context = _context(ids, acts, document, self.texts, self.name_of)
                 rows.append({"sae_id": of.sae_id, "feature": latent, **facts, **context})
         return rows
 
@@ -180,7 +180,9 @@ def _stored(store: ContextStore, latent: int, rank: int) -> tuple[Tensor, Tensor
     return store.windows[latent, rank], store.activations[latent, rank], store.documents[latent, rank]
 
 
-def _context(ids: Tensor, acts: Tensor, document: Tensor, texts: TokenTexts, names: Any) -> Row:
+def _context(
+    ids: Tensor, acts: Tensor, document: Tensor, texts: TokenTexts, name_of: Callable[[int], str | None]
+) -> Row:
     inside = ids != ABSENT
     middle = len(ids) // 2  # the peak; windows are cut at the ends of a document
     listed, number = ids[inside].tolist(), int(document)
@@ -191,7 +193,7 @@ def _context(ids: Tensor, acts: Tensor, document: Tensor, texts: TokenTexts, nam
         "max_pos": int(inside[:middle].sum()),
         "special_pos": [place for place, index in enumerate(listed) if index in texts.special],
         "doc_id": number,
-        "doc_name": str(names[number]) if names is not None else None,
+        "doc_name": name_of(number),
         "text": texts.plain(listed),
     }
 
