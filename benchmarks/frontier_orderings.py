@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from .frontier_runs import GIVEN
+
 
 Line = dict[str, Any]
 COLUMNS = ("published", "compared here", "figure", "mean difference", "seeds", "holds")
@@ -116,7 +118,7 @@ ORDERINGS = (
         "topk",
         "ce_recovered",
         1,
-        variant="with_gradient",
+        variant=GIVEN,
     ),
     Ordering("g-SAE, without gradients at inference", "gradient", "topk", "ce_recovered", 1),
 )

@@ -144,7 +144,7 @@ def harvest(
         read = CorpusPass(source, reader, named, states, ranks, saved).run(n_tokens, begun, progress)
         if ranks.is_first:
             data = info | {"n_tokens": read, "context_length": context_length, "seed": seed, "window": counts.window}
-            rows = Rows(TokenTexts(tokenizer), counts, n_logits, n_related, _names(dataset))
+            rows = Rows(TokenTexts(tokenizer), counts, n_logits, n_related, _name_of(dataset))
             _write(named, states, host, len(tokenizer), rows, data, folder, overwrite, progress)
             saved.remove()
     ranks.wait()
@@ -200,7 +200,7 @@ def _write(
                 bar.update(len(latents))
 
 
-def _names(dataset: Any) -> Callable[[int], str | None]:
+def _name_of(dataset: Any) -> Callable[[int], str | None]:
     """The name of a record by its number, where the data has them as a column `path`.
 
     Each is looked up once: in a table that takes longer than all else about a context, and a document has many.

@@ -118,6 +118,9 @@ def test_a_cache_is_written_from_as_many_as_it_holds(tmp_path: Path):
     stream = Counting(1000)
     write_cache(stream, tmp_path, 130, rows_per_shard=50, disable_tqdm=True)
     assert stream.position == 130
+    host_side = live()
+    write_cache(host_side, tmp_path / "host", 130, rows_per_shard=50, disable_tqdm=True)
+    assert read_of(host_side) < 130 + HOST_BATCH < host_side.ring.capacity
 
 
 @pytest.mark.parametrize("steps", [3, 20])

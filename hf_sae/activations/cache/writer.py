@@ -152,7 +152,8 @@ class _Writer:
         limit = self.stream.largest_batch
         size = BATCH if limit is None else min(BATCH, limit)
         left = self.n_tokens - self.written - self.filled - (0 if self.waiting is None else self.waiting.count)
-        if left and self.stream.sample(1).count:  # none at the end of the data, where asking for more is an error
+        begun = self.stream.counts.get("served")  # a sample of one that has not begun would fill its whole ring
+        if left and (not begun or self.stream.sample(1).count):  # none at the end, where asking for more is an error
             yield from self.stream.batches(size, left)
 
     def _add(self, rows: Rows) -> None:
