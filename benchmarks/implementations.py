@@ -16,6 +16,9 @@ from torch.nn import functional as F
 from .quality import Weights
 
 
+ADAM_BETAS = (0.9, 0.999)  # torch's
+
+
 @dataclass
 class Task:
     """What is trained: sizes, length, and settings that a row of the table changes."""
@@ -83,7 +86,7 @@ class Ours:
 class PlainTorch(nn.Module):
     """What one writes by hand: dense autograd and Adam; tied unit rows and the mean of the first batch to begin with.
 
-    Options: `lr`, `linear` (the rate rises over `task.warmup` steps and then falls to 0), `fused`, `bf16`.
+    Options: `lr`, `betas`, `linear` (the rate rises over `task.warmup` steps and then falls to 0), `fused`, `bf16`.
     """
 
     def __init__(self, task: Task) -> None:
@@ -94,7 +97,10 @@ class PlainTorch(nn.Module):
         self.encoder = nn.Parameter(self.decoder.detach().clone())
         self.b_enc, self.b_dec = nn.Parameter(torch.zeros(task.d_sae)), nn.Parameter(torch.zeros(task.d))
         self.optimizer = torch.optim.Adam(
-            self.parameters(), lr=task.options.get("lr", 4e-3), fused=task.options.get("fused")
+            self.parameters(),
+            lr=task.options.get("lr", 4e-3),
+            betas=task.options.get("betas", ADAM_BETAS),
+            fused=task.options.get("fused"),
         )
         falls = task.options.get("linear", False)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._share if falls else lambda step: 1.0)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .implementations import Task
+from .implementations import ADAM_BETAS, Task
 from .quality import Weights
 
 
@@ -74,7 +74,7 @@ class Sparsify:
     """`SparseCoder` with the loss, projection and optimisers of sparsify's trainer, whose loop lives in a forward hook.
 
     Options: `optimizer` ("signum", its default, or "adam"), `lr`, `auxk_alpha`, `dead_after` (tokens), `warmup_steps`,
-    `fused`, `bf16` (its autocast, which it enters on CUDA only).
+    `fused`, `bf16` (its autocast, which it enters on CUDA only), and one that it has no setting for: `betas` of Adam.
     """
 
     def __init__(self, task: Task) -> None:
@@ -103,7 +103,8 @@ class Sparsify:
         from transformers import get_linear_schedule_with_warmup
 
         lr = self.options.get("lr", 2e-4 / size)
-        self.optimizer = torch.optim.Adam(self.sae.parameters(), lr=lr, fused=self.options.get("fused"))
+        betas, fused = self.options.get("betas", ADAM_BETAS), self.options.get("fused")
+        self.optimizer = torch.optim.Adam(self.sae.parameters(), lr=lr, betas=betas, fused=fused)
         # without bitsandbytes its trainer takes torch's Adam as it comes
         warmup = self.options.get("warmup_steps", 1000)
         warmup = task.warmup if warmup == "same" else warmup
@@ -143,8 +144,8 @@ class Sparsify:
 class DictionaryLearning:
     """The `TopKTrainer` of dictionary_learning with its own `update`.
 
-    Options: `TopKTrainer` arguments; `decay_share`, `warmup_steps`, and two that it has no setting for: `fused` and `bf16`
-    (autocast around the update; its own loop has one that it leaves out on CPU).
+    Options: `TopKTrainer` arguments; `decay_share`, `warmup_steps`, and three that it has no setting for: `fused`, `betas` of Adam
+    and `bf16` (autocast around the update; its own loop has one that it leaves out on CPU).
     """
 
     def __init__(self, task: Task) -> None:
@@ -152,6 +153,7 @@ class DictionaryLearning:
 
         options: dict[str, Any] = dict(task.options)
         fused, self.bf16 = options.pop("fused", False), options.pop("bf16", False)
+        betas = options.pop("betas", ADAM_BETAS)
         share, warmup = options.pop("decay_share", 0.0), options.pop("warmup_steps", min(1000, task.steps // 2))
         warmup = task.warmup if warmup == "same" else warmup
         if share:
@@ -171,8 +173,9 @@ class DictionaryLearning:
         )
         if dead_after is not None:
             self.trainer.dead_feature_threshold = dead_after
-        if fused:
-            for group in self.trainer.optimizer.param_groups:
+        for group in self.trainer.optimizer.param_groups:
+            group["betas"] = betas
+            if fused:
                 group["fused"], group["foreach"] = True, False
         self.module, self.done = self.trainer.ae, 0
 

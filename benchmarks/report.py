@@ -65,6 +65,7 @@ def cells(results: dict[str, dict[str, Any]]) -> list[tuple[str, ...]]:
     out = []
     for name, result in results.items():
         note = ROWS[name].note + (f", rate {result['rate']:g}" if "rate" in result else "")
+        note += f"; betas {', '.join(map(str, result['betas']))} given to all" if "betas" in result else ""
         if "curve" not in result:
             word = "not installed" if "missing" in result else f"failed: {' '.join(result.get('failed', []))}"
             out.append((name, note, word, *[""] * (len(COLUMNS) - 3)))

@@ -58,7 +58,16 @@ OURS_SAME: dict[str, Any] = {
     "max_grad_norm": None,
     "aux_coefficient": 0,
 }
-OURS_BEST: dict[str, Any] = {"bf16": FAST, "max_grad_norm": None}
+# `docs/training.md` says them of short runs; of the peers, SAELens has a setting for the betas
+RATE, BETAS = 8e-3, (0.8, 0.95)
+OURS_BEST: dict[str, Any] = {
+    "bf16": FAST,
+    "learning_rate": RATE,
+    "adam_beta1": BETAS[0],
+    "adam_beta2": BETAS[1],
+    "decay_share": 0.5,
+}
+OURS = f"betas {BETAS}, decay 50 %"
 
 
 def _row(build: Callable[[Task], Implementation], library: str, group: str, note: str, **options: Any) -> Row:
@@ -98,14 +107,16 @@ ROWS: dict[str, Row] = {
         decay_share=1.0,
     ),
     "torch-same": _row(PlainTorch, "torch", "same", "fp32, dense autograd, Adam 2e-3", **SAME, linear=True),
-    "hf_sae-best": _row(Ours, "hf_sae", "best", "bf16 encoder product" if FAST else "fp32", **OURS_BEST),
-    "hf_sae-best-fp32": _row(Ours, "hf_sae", "best", "fp32", **{**OURS_BEST, "bf16": False}),
+    "hf_sae-best": _row(Ours, "hf_sae", "best", f"{'bf16 encoder product' if FAST else 'fp32'}, {OURS}", **OURS_BEST),
+    "hf_sae-best-fp32": _row(Ours, "hf_sae", "best", f"fp32, {OURS}", **{**OURS_BEST, "bf16": False}),
     "saelens-best": _row(
         SAELens,
         "saelens",
         "best",
-        f"{AUTOCAST}, Adam fused, decay 30 %",
-        lr=3e-3,
+        f"{AUTOCAST}, Adam fused, betas {BETAS}, decay 30 %",
+        lr=RATE,
+        adam_beta1=BETAS[0],
+        adam_beta2=BETAS[1],
         decay_share=0.3,
         fused=True,
         autocast=FAST,
@@ -116,7 +127,7 @@ ROWS: dict[str, Row] = {
         "best",
         f"{AUTOCAST}, Adam fused, short warm-up",
         optimizer="adam",
-        lr=4e-3,
+        lr=RATE,
         warmup_steps="same",
         fused=True,
         bf16=FAST,
@@ -127,7 +138,7 @@ ROWS: dict[str, Row] = {
         "best",
         "fp32, Adam fused, short warm-up",
         optimizer="adam",
-        lr=4e-3,
+        lr=RATE,
         warmup_steps="same",
         fused=True,
     ),
@@ -136,14 +147,14 @@ ROWS: dict[str, Row] = {
         "dictionary_learning",
         "best",
         f"{AUTOCAST}, Adam fused, decay 30 %",
-        lr=3e-3,
+        lr=RATE,
         warmup_steps="same",
         decay_share=0.3,
         fused=True,
         bf16=FAST,
     ),
     "torch-best": _row(
-        PlainTorch, "torch", "best", f"{AUTOCAST}, dense, Adam fused", lr=4e-3, linear=True, fused=True, bf16=FAST
+        PlainTorch, "torch", "best", f"{AUTOCAST}, dense, Adam fused", lr=RATE, linear=True, fused=True, bf16=FAST
     ),
     "hf_sae-default": _row(Ours, "hf_sae", "default", "defaults of train_sae", input_norm="scalar"),
     "saelens-default": _row(SAELens, "saelens", "default", "Adam 3e-4, constant"),
@@ -173,6 +184,13 @@ def chosen(words: Iterable[str]) -> list[str]:
     return [name for name in ROWS if name in wanted]
 
 
-def at_rate(row: Row, rate: float) -> dict[str, Any]:
-    """The row's options with another learning rate."""
-    return {**row.options, "learning_rate" if row.library == "hf_sae" else "lr": rate}
+def changed(row: Row, rate: float | None, betas: tuple[float, float] | None) -> dict[str, Any]:
+    """The row's options with another learning rate and other betas of Adam, by hand where the library has no setting for them."""
+    out = dict(row.options)
+    if rate is not None:
+        out["learning_rate" if row.library == "hf_sae" else "lr"] = rate
+    if betas is not None and row.library in ("hf_sae", "saelens"):
+        out |= {"adam_beta1": betas[0], "adam_beta2": betas[1]}
+    elif betas is not None:
+        out["betas"] = betas
+    return out

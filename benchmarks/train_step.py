@@ -58,6 +58,13 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="learning rates that each row of `best` may try",
     )
     parser.add_argument(
+        "--betas",
+        nargs=2,
+        type=float,
+        metavar="BETA",
+        help="of Adam in every row of `best`, by hand where a library has no setting for them",
+    )
+    parser.add_argument(
         "--lengths",
         nargs="*",
         type=float,
@@ -106,6 +113,7 @@ def run_once(name: str, rate: float | None, data: Path, task: Task, args: argpar
     command += ["--threads", str(args.threads), "--warmup", str(args.warmup), "--points", str(args.points)]
     command += ["--buffer-tokens", str(args.buffer_tokens), "--result", str(result)]
     command += [] if rate is None else ["--rate", str(rate)]
+    command += ["--betas", *map(str, args.betas)] if args.betas and ROWS[name].tunable else []
     # threads that wait by spinning slow every implementation down, by a lot, where anything else runs on the machine
     environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -125,10 +133,11 @@ def run_shorter(
 def run_row(name: str, data: Path, task: Task, args: argparse.Namespace) -> dict[str, Any]:
     """Trains one row; of several learning rates the run with the lowest final FVU stands."""
     rates = args.tune if ROWS[name].tunable and args.tune else [None]
+    given = {"betas": args.betas} if ROWS[name].tunable and args.betas else {}
     runs = []
     for rate in rates:
         print(f"{name}{'' if rate is None else f' at {rate:g}'} …", file=sys.stderr, flush=True)
-        runs.append(run_once(name, rate, data, task, args) | ({} if rate is None else {"rate": rate}))
+        runs.append(run_once(name, rate, data, task, args) | given | ({} if rate is None else {"rate": rate}))
         if "curve" not in runs[-1]:
             return runs[-1]
     return min(runs, key=lambda run: run["curve"][-1]["fvu"])

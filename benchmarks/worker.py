@@ -20,7 +20,7 @@ from .buffers import BUFFERS, seconds_per_batch
 from .floor import floor
 from .implementations import Task
 from .quality import judge
-from .rows import ROWS, Row, at_rate
+from .rows import ROWS, Row, changed
 
 
 class PeakMemory:
@@ -117,11 +117,12 @@ def main() -> None:
     parser.add_argument("--points", type=int, default=16)
     parser.add_argument("--buffer-tokens", type=int, default=0)
     parser.add_argument("--rate", type=float, help="learning rate, in place of the row's")
+    parser.add_argument("--betas", type=float, nargs=2, help="of Adam, in place of the row's")
     parser.add_argument("--result", type=Path, required=True)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     row, task = ROWS[args.row], Task(**json.loads(args.task))
-    task.options = row.options if args.rate is None else at_rate(row, args.rate)
+    task.options = changed(row, args.rate, args.betas)
     data = {name: tensor.clone() for name, tensor in load_file(args.data).items()}
     result: dict[str, Any] = {"version": row.version()}
     try:

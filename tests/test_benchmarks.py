@@ -18,7 +18,7 @@ from benchmarks.buffers import ours, seconds_per_batch
 from benchmarks.floor import floor
 from benchmarks.implementations import Ours, PlainTorch, Task
 from benchmarks.quality import Weights, judge
-from benchmarks.rows import ROWS, Row, at_rate, chosen
+from benchmarks.rows import ROWS, Row, changed, chosen
 from benchmarks.schedules import soonest
 
 
@@ -166,7 +166,17 @@ def test_rows_are_chosen_by_name_library_and_group():
     assert all(ROWS[name].group == "default" or ROWS[name].library == "torch" for name in chosen(["default", "torch"]))
     with pytest.raises(KeyError, match="'jax' is no row"):
         chosen(["jax"])
-    assert at_rate(ROWS["hf_sae-best"], 0.5)["learning_rate"] == at_rate(ROWS["torch-best"], 0.5)["lr"] == 0.5
+
+
+def test_rate_and_betas_reach_the_optimiser():
+    for name in ("hf_sae-best", "torch-best"):
+        row = ROWS[name]
+        built = row.build(replace(TASK, options=changed(row, 0.5, (0.3, 0.4))))
+        optimizer = built.trainer.trainees[0].optimizer if isinstance(built, Ours) else built.optimizer
+        assert {group["betas"] for group in optimizer.param_groups} == {(0.3, 0.4)}
+        assert changed(row, 0.5, None)["learning_rate" if isinstance(built, Ours) else "lr"] == 0.5
+    assert changed(ROWS["saelens-best"], None, (0.3, 0.4))["adam_beta2"] == 0.4
+    assert changed(ROWS["sparsify-best"], None, (0.3, 0.4))["betas"] == (0.3, 0.4)
 
 
 def test_flags_win_over_a_preset():
