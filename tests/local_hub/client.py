@@ -46,7 +46,7 @@ class Client:
         and nothing more."""
         environment = self.environment(**variables)
         out = {name: str(self.home / f"{name}.txt") for name in ("stdout", "stderr")}
-        status = Worker.of(environment, bare).run(code, [*map(str, arguments)], environment, out)
+        status = Worker.run(code, [*map(str, arguments)], environment, out, bare)
         text = {name: Path(path).read_text(encoding="utf-8") for name, path in out.items()}
         return self._judged(subprocess.CompletedProcess([], status, text["stdout"], text["stderr"]))
 

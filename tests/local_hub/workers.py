@@ -11,14 +11,12 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 
 
 ROOT = Path(__file__).parents[2]
 AT_RUN_TIME = ("HF_TOKEN", "HF_SAE_")  # variables of Hugging Face's that nothing reads at import
-MOST = 4  # that live at once; half a gigabyte each
 
 
 class Slot:
@@ -44,45 +42,39 @@ class Slot:
 
 
 class Worker:
-    """A process that forks for every command it is sent; see `worker.py`."""
+    """A process that has forks run what it is sent; see `worker.py`."""
 
-    _alive: OrderedDict[tuple[object, ...], Worker] = OrderedDict()  # noqa: RUF012
+    _alive: Worker | None = None
 
-    def __init__(self, environment: Mapping[str, str], bare: bool) -> None:
-        command = [sys.executable, "-m", "tests.local_hub.worker", *(["--bare"] if bare else [])]
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        command = [sys.executable, "-m", "tests.local_hub.worker"]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         self.process = subprocess.Popen(command, env=dict(environment), cwd=ROOT, **pipes)
 
     @classmethod
-    def of(cls, environment: Mapping[str, str], bare: bool) -> Worker:
-        """One that has imported what it has under such variables; without this package where it is `bare`."""
-        early = {n: v for n, v in environment.items() if n.startswith("HF_") and not n.startswith(AT_RUN_TIME)}
-        key = (bare, *sorted(early.items()))
-        if key not in cls._alive:
-            cls._alive[key] = cls(environment, bare)
-        cls._alive.move_to_end(key)
-        while len(cls._alive) > MOST:
-            cls._alive.popitem(last=False)[1].end()
-        return cls._alive[key]
+    def run(
+        cls, code: str, arguments: list[str], environment: Mapping[str, str], out: Mapping[str, str], bare: bool
+    ) -> int:
+        """The exit code of a command whose output goes into the files `stdout` and `stderr`.
 
-    def run(self, code: str, arguments: list[str], environment: Mapping[str, str], out: Mapping[str, str]) -> int:
-        """The exit code of a command whose output goes into the files `stdout` and `stderr`."""
+        It runs in a process that has imported what it has under such variables; without this package where it is `bare`.
+        """
+        if cls._alive is None:
+            cls._alive = cls(environment)
+        early = {n: v for n, v in sorted(environment.items()) if n.startswith("HF_") and not n.startswith(AT_RUN_TIME)}
         order = {"code": code, "arguments": arguments, "environment": dict(environment), **out}
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write(json.dumps(order) + "\n")
-        self.process.stdin.flush()
-        return int(self.process.stdout.readline())
-
-    def end(self) -> None:
-        """The end of its orders ends it."""
-        self.process.communicate(timeout=60)
+        process = cls._alive.process
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(json.dumps(order | {"early": early, "bare": bare}) + "\n")
+        process.stdin.flush()
+        return int(process.stdout.readline())
 
     @classmethod
-    def end_all(cls) -> None:
-        """Those of this process."""
-        while cls._alive:
-            cls._alive.popitem()[1].end()
+    def end(cls) -> None:
+        """The end of its orders ends it."""
+        if cls._alive is not None:
+            cls._alive.process.communicate(timeout=60)
 
 
-atexit.register(Worker.end_all)
+atexit.register(Worker.end)
