@@ -11,10 +11,9 @@ from typing import Any
 
 from tests.local_hub import LocalHub
 from tests.local_hub.guard.sitecustomize import LOG
-from tests.local_hub.workers import ROOT, Slot, Worker
+from tests.local_hub.workers import GUARD, ROOT, Slot, Worker
 
 
-GUARD = ROOT / "tests" / "local_hub" / "guard"
 Done = subprocess.CompletedProcess[str]
 
 
@@ -46,7 +45,7 @@ class Client:
         and nothing more."""
         environment = self.environment(**variables)
         out = {name: str(self.home / f"{name}.txt") for name in ("stdout", "stderr")}
-        status = Worker.run(code, [*map(str, arguments)], environment, out, bare)
+        status = Worker.of(environment, bare).run(code, [*map(str, arguments)], environment, out)
         text = {name: Path(path).read_text(encoding="utf-8") for name, path in out.items()}
         return self._judged(subprocess.CompletedProcess([], status, text["stdout"], text["stderr"]))
 

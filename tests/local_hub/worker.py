@@ -5,18 +5,13 @@ What runs a command has seen nothing but imports, which would take most of its t
 
 from __future__ import annotations
 
-import json
-import multiprocessing
 import os
+import signal
 import sys
 import time
 import traceback
-from collections import OrderedDict
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, Listener
 from typing import Any
-
-
-MOST = 4  # forks that serve at once
 
 
 def _run(order: dict[str, Any]) -> None:
@@ -50,75 +45,49 @@ class _NoWaiting:
         """Not at all."""
 
 
-def _serve(orders: Connection, early: dict[str, str], bare: bool) -> None:
-    """A fork: imports what reads `early` at import, all but this package where it is `bare`, and forks for every order."""
-    os.environ.update(early)
+def _serve(orders: Connection) -> None:
+    """A fork: imports what reads variables at import, all but this package where it is bare, and forks for every order."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    first = orders.recv()
+    os.environ.update(first["early"])
     import huggingface_hub.utils._http
     import transformers.modeling_utils  # noqa: F401
 
-    if not bare:
+    if not first["bare"]:
         import hf_sae.cli
         import hf_sae.hub
         import hf_sae.models  # noqa: F401
 
     huggingface_hub.utils._http.time = _NoWaiting()
-    while (order := orders.recv()) is not None:
+    while True:
+        try:
+            order = orders.recv()
+        except EOFError:
+            os._exit(0)
         pid = os.fork()
         if not pid:
             _run(order)
         _, status = os.waitpid(pid, 0)
         orders.send(os.waitstatus_to_exitcode(status))
-    os._exit(0)
-
-
-class _Servers:
-    """The forks that serve, by the variables that they were made under; the one that has rested longest goes first."""
-
-    def __init__(self) -> None:
-        self._alive: OrderedDict[str, tuple[int, Connection]] = OrderedDict()
-
-    def of(self, early: dict[str, str], bare: bool) -> Connection:
-        """Where one takes orders and gives exit codes."""
-        key = json.dumps([bare, early])
-        if key not in self._alive:
-            ours, theirs = multiprocessing.Pipe()
-            pid = os.fork()
-            if not pid:
-                ours.close()
-                _serve(theirs, early, bare)
-            theirs.close()
-            self._alive[key] = pid, ours
-        self._alive.move_to_end(key)
-        while len(self._alive) > MOST:
-            self._end(*self._alive.popitem(last=False)[1])
-        return self._alive[key][1]
-
-    def end_all(self) -> None:
-        while self._alive:
-            self._end(*self._alive.popitem()[1])
-
-    @staticmethod
-    def _end(pid: int, orders: Connection) -> None:
-        orders.send(None)
-        os.waitpid(pid, 0)
 
 
 def main() -> None:
-    """Reads orders from stdin, one JSON object a line, and answers with exit codes."""
+    """Has a fork serve everybody who connects to the socket named by the first argument."""
     # half of what takes time, and nothing of it knows of Hugging Face
     import sympy  # noqa: F401
     import torch._dynamo
+    import torch.distributed.checkpoint
     import torch.distributed.tensor
 
     torch.set_num_threads(1)
-    servers = _Servers()
-    for line in sys.stdin:
-        order = json.loads(line)
-        orders = servers.of(order.pop("early"), order.pop("bare"))
-        orders.send(order)
-        sys.stdout.write(f"{orders.recv()}\n")
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those that have ended
+    with Listener(sys.argv[1], "AF_UNIX") as listener:
+        sys.stdout.write("ready\n")
         sys.stdout.flush()
-    servers.end_all()
+        while True:
+            with listener.accept() as orders:
+                if not os.fork():
+                    _serve(orders)
 
 
 if __name__ == "__main__":
