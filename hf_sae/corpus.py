@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
 import sysconfig
 from collections.abc import Iterator
@@ -37,17 +38,23 @@ def split_of(relative_path: str) -> Split:
 
 def _sources(split: Split, include_tests: bool) -> Iterator[tuple[str, str]]:
     root = Path(sysconfig.get_paths()["stdlib"])
-    for path in sorted(root.rglob("*.py"), key=lambda p: p.relative_to(root).as_posix()):
-        relative = path.relative_to(root)
-        parts = set(relative.parts)
-        if parts & _NOT_STDLIB or (not include_tests and parts & _TESTS) or split_of(relative.as_posix()) != split:
+    left_out = _NOT_STDLIB if include_tests else _NOT_STDLIB | _TESTS
+    found = []
+    for folder, inside, names in os.walk(root):
+        inside[:] = [
+            name for name in inside if name not in left_out
+        ]  # installed packages are far more files than the library
+        place = Path(folder).relative_to(root)
+        found += [(place / name).as_posix() for name in names if name.endswith(".py")]
+    for relative in sorted(found):
+        if split_of(relative) != split:
             continue
         try:
-            text = path.read_text(encoding="utf-8")
+            text = (root / relative).read_text(encoding="utf-8")
         except (UnicodeDecodeError, OSError):
             continue  # a few files are latin-1 on purpose (they test the decoder): they are not text for us
         if text.strip():
-            yield relative.as_posix(), text
+            yield relative, text
 
 
 @lru_cache(maxsize=6)

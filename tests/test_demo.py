@@ -25,13 +25,13 @@ from hf_sae.steering.recipes import load_presets
 
 
 TINY = DemoSettings(
-    d_sae=256,
+    d_sae=128,
     k=8,
-    total_tokens=16_384,
+    total_tokens=8192,
     ring_bytes=2**22,
     eval_characters=300,
-    example_characters=1200,
-    label_characters=1500,
+    example_characters=600,
+    label_characters=800,
     n_features=4,
     n_candidates=6,
     new_tokens=6,

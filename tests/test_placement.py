@@ -60,6 +60,7 @@ def test_nothing_else_moves_a_host(monkeypatch: pytest.MonkeyPatch):
         with context:
             host(**ids)
     top_features(sae, host, tokenizer, "import os")
-    next(iter(ActivationStream(host, tokenizer, stdlib_corpus("test"), hook_points=["resid_post.1"]).batches(64)))
+    stream = ActivationStream(host, tokenizer, stdlib_corpus("test"), hook_points=["resid_post.1"], ring_bytes=2**22)
+    next(iter(stream.batches(64)))
     evaluate(sae, host, tokenizer, ["import os\n" * 20], n_tokens=64, context_length=32, progress=False)
     check(sae, host, tokenizer, ["import os\n" * 20], n_tokens=64, context_length=32, progress=False)

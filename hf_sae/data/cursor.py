@@ -18,6 +18,12 @@ if TYPE_CHECKING:
 
 
 _DOCUMENTS_AT_ONCE, _CHARACTERS_AT_ONCE = 64, 1_000_000
+_CHARACTERS_PER_POSITION = 1024  # some 256 rows: who asks for little does not wait for a million characters
+
+
+def characters_at_once(context_length: int) -> int:
+    """How many characters of text are tokenised together; a position in a pass can be found again under the same number only."""
+    return min(_CHARACTERS_AT_ONCE, _CHARACTERS_PER_POSITION * context_length)
 
 
 class Cursor:
@@ -60,12 +66,12 @@ class Cursor:
         """Append the next documents to what is left over; at the end, pad what is left over."""
         self.before, self.read_before, self.pulled = self.source.state_dict(), self.read, True
         self.carry, self.offset = self.tokens[:, self.offset :].clone(), 0
-        records, characters = [], 0
+        records, characters, at_once = [], 0, characters_at_once(self.dataset.context_length)
         for record in self.source:
             records.append(record)
             value = self.dataset.reader.value(record[1])
             characters += len(value) if hasattr(value, "__len__") else 0
-            if len(records) == _DOCUMENTS_AT_ONCE or characters >= _CHARACTERS_AT_ONCE:
+            if len(records) == _DOCUMENTS_AT_ONCE or characters >= at_once:
                 break
         documents = self.dataset.reader.read(records)
         self.read += sum(len(document.ids) for document in documents)

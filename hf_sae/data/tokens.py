@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..errors import DataError
 from .batch import TokenBatch
-from .cursor import Cursor
+from .cursor import Cursor, characters_at_once
 from .documents import DocumentReader
 from .sources import open_source
 
@@ -113,6 +113,7 @@ class TokenDataset:
             "kind": self.reader.kind,
             "column": self.reader.column,
             "context_length": self.context_length,
+            "characters_at_once": characters_at_once(self.context_length),
             "packed": self.packed,
             "truncation": self.truncation,
             "positions": _name(self.positions),

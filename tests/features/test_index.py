@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import sqlite3
-import subprocess
 import sys
 import threading
 import time
@@ -28,6 +27,7 @@ from hf_sae.features.search.hits import fuse
 from hf_sae.features.search.terms import Terms
 from hf_sae.features.writing import FeatureWriter
 from tests.features.toy_features import SAES, Row, embedding, example, explanation, feature
+from tests.forks import Fork
 
 
 # per feature of layer_1: label, contexts, promoted tokens
@@ -250,14 +250,8 @@ def test_a_failed_build_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_a_killed_build_is_not_taken_for_an_index(tmp_path: Path):
     dataset(tmp_path / "d")
-    script = (
-        "import os, sys; from hf_sae.features.search import file; from hf_sae.features.index import FeatureIndex\n"
-        "from hf_sae.features.reading import FeatureDataset\n"
-        "file._vectors = lambda *a: os._exit(9)\n"
-        "FeatureIndex.open(FeatureDataset.open(sys.argv[1]), sys.argv[2])"
-    )
-    done = subprocess.run([sys.executable, "-c", script, tmp_path / "d", tmp_path / "c"], env=dict(os.environ))
-    assert done.returncode == 9
+    build = Fork("tests.features.killed_build", str(tmp_path / "d"), str(tmp_path / "c"), output=tmp_path / "log")
+    assert build.wait(100) == 9, build.output
     assert len(list((tmp_path / "c").iterdir())) == 1, "what it left is hidden and has no stamp"
     with FeatureIndex.open(FeatureDataset.open(tmp_path / "d"), tmp_path / "c") as index:
         assert found(index.search("cities")) == [("layer_1", 3)]

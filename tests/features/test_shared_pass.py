@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,49 +15,12 @@ from hf_sae.errors import DataError
 from hf_sae.features.harvest import harvest
 from hf_sae.features.reading import FeatureDataset
 from hf_sae.features.saved_pass import PROGRESS
+from tests.forks import Fork, ranks, together
 
 from .test_harvest import COUNTS, HOST, OPTIONS, TABLE, TEXTS, TOKENIZER, gather, make_sae
 
 
-SCRIPT = """
-import os, signal, sys, time
-from pathlib import Path
-from accelerate import Accelerator
-from tests.features.test_harvest import COUNTS, HOST, OPTIONS, TABLE, TEXTS, TOKENIZER, make_sae
-from hf_sae.features.harvest import harvest
-
-folder, mode, size = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-accelerator = Accelerator() if size > 1 else None
-if size > 1:
-    assert accelerator.num_processes == size, accelerator.num_processes
-first, calls = make_sae(TABLE), 0
-encode = first.encode_sparse
-
-def slow(hidden):
-    global calls
-    calls += 1
-    if mode == "wait":
-        time.sleep(0.25)
-    if mode == "die" and accelerator.process_index == 1 and calls == 3:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return encode(hidden)
-
-first.encode_sparse = slow
-saes = {"a": first, "b": make_sae(TABLE.flip(1))}
-harvest(saes, HOST, TOKENIZER, TEXTS, folder, n_tokens=10**6, examples=COUNTS, **OPTIONS,
-        accelerator=accelerator, save_tokens=300, resume=mode == "resume")
-print("done", file=sys.stderr)
-"""
-
-
-def start(folder: Path, mode: str, processes: int) -> subprocess.Popen[str]:
-    script = folder.parent / "script.py"
-    script.write_text(SCRIPT)
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    command = [sys.executable, *(launcher if processes > 1 else []), str(script), str(folder), mode, str(processes)]
-    root = str(Path(__file__).parents[2])
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, env=environment, text=True, stderr=subprocess.PIPE, start_new_session=True)
+MODULE = "tests.features.passes"
 
 
 @pytest.fixture(scope="module")
@@ -76,18 +36,16 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_two_processes_write_the_files_of_one(whole: Path, tmp_path: Path):
-    run = start(tmp_path / "out", "plain", 2)
-    assert run.wait(timeout=120) == 0, run.communicate()[1][-3000:]
-    assert run.communicate()[1].count("done") == 2
+    (log := tmp_path / "log").mkdir()
+    assert together(2, MODULE, str(tmp_path / "out"), "plain", output=log / "log", timeout=120).count("done") == 2
     assert contents(tmp_path / "out") == contents(whole)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "script.py"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["log", "out"]
 
 
 def test_a_process_that_dies_stops_the_others_and_two_go_on_where_they_were(whole: Path, tmp_path: Path):
-    begun = time.monotonic()
-    run = start(tmp_path / "out", "die", 2)
-    assert run.wait(timeout=120) != 0
-    assert time.monotonic() - begun < 100
+    first, second = ranks(2, MODULE, str(tmp_path / "out"), "die", output=tmp_path / "log")
+    assert second.wait(timeout=100) == -signal.SIGKILL, second.output
+    assert first.wait(timeout=60) == 1, "nobody but the process itself ends the one that is left"
     assert not (tmp_path / "out").exists()
     facts = json.loads((tmp_path / "out.unfinished" / PROGRESS).read_text())
     assert 300 <= facts["progress"]["tokens"] < 1200
@@ -100,15 +58,15 @@ def test_a_process_that_dies_stops_the_others_and_two_go_on_where_they_were(whol
 
 
 def test_a_run_that_was_killed_goes_on_and_reads_no_batch_twice(whole: Path, tmp_path: Path):
-    run = start(tmp_path / "out", "wait", 1)
+    run = Fork(MODULE, str(tmp_path / "out"), "wait", output=tmp_path / "log")
     progress = tmp_path / "out.unfinished" / PROGRESS
     until = time.monotonic() + 100
     while not (progress.exists() and json.loads(progress.read_text())["progress"]["tokens"] > 600):
-        assert run.poll() is None, run.communicate()[1]
+        assert run.poll() is None, run.output
         assert time.monotonic() < until
         time.sleep(0.02)
-    os.killpg(run.pid, signal.SIGKILL)
-    run.wait()
+    run.kill()
+    assert run.wait(timeout=10) == -signal.SIGKILL
     assert not (tmp_path / "out").exists()
     left = sorted(path.name for path in (tmp_path / "out.unfinished").glob("tokens-*"))
     assert 1 <= len(left) <= 2, "what was saved before is removed"
@@ -124,7 +82,7 @@ def test_a_run_that_was_killed_goes_on_and_reads_no_batch_twice(whole: Path, tmp
     assert contents(tmp_path / "out") == contents(whole)
     batches = -(-sum(len(TOKENIZER(text)["input_ids"]) + 2 for text in TEXTS) // (32 * 4))
     assert 0 < len(calls) <= batches - done + 1
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "script.py"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["log", "out"]
 
 
 @pytest.fixture

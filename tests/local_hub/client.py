@@ -11,10 +11,9 @@ from typing import Any
 
 from tests.local_hub import LocalHub
 from tests.local_hub.guard.sitecustomize import LOG
-from tests.local_hub.workers import ROOT, Slot, Worker
+from tests.local_hub.workers import GUARD, ROOT, Slot, Worker
 
 
-GUARD = ROOT / "tests" / "local_hub" / "guard"
 Done = subprocess.CompletedProcess[str]
 
 

@@ -1,15 +1,16 @@
-"""A process that has imported the libraries under a client's environment, and forks for every command it is sent.
+"""A process that has imported torch, whose forks have imported the rest under a client's environment, and fork for every command.
 
-A fork has seen nothing but imports, which take most of the time of a command.
+What runs a command has seen nothing but imports, which would take most of its time.
 """
 
 from __future__ import annotations
 
-import json
 import os
+import signal
 import sys
 import time
 import traceback
+from multiprocessing.connection import Connection, Listener
 from typing import Any
 
 
@@ -44,26 +45,49 @@ class _NoWaiting:
         """Not at all."""
 
 
-def main() -> None:
-    """Reads orders from stdin, one JSON object a line, and answers with exit codes."""
+def _serve(orders: Connection) -> None:
+    """A fork: imports what reads variables at import, all but this package where it is bare, and forks for every order."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    first = orders.recv()
+    os.environ.update(first["early"])
     import huggingface_hub.utils._http
-    import torch
     import transformers.modeling_utils  # noqa: F401
 
-    if "--bare" not in sys.argv:
+    if not first["bare"]:
         import hf_sae.cli
         import hf_sae.hub
         import hf_sae.models  # noqa: F401
 
     huggingface_hub.utils._http.time = _NoWaiting()
-    torch.set_num_threads(1)
-    for line in sys.stdin:
+    while True:
+        try:
+            order = orders.recv()
+        except EOFError:
+            os._exit(0)
         pid = os.fork()
         if not pid:
-            _run(json.loads(line))
+            _run(order)
         _, status = os.waitpid(pid, 0)
-        sys.stdout.write(f"{os.waitstatus_to_exitcode(status)}\n")
+        orders.send(os.waitstatus_to_exitcode(status))
+
+
+def main() -> None:
+    """Has a fork serve everybody who connects to the socket named by the first argument."""
+    # half of what takes time, and nothing of it knows of Hugging Face
+    import sympy  # noqa: F401
+    import torch._dynamo
+    import torch.distributed.checkpoint
+    import torch.distributed.tensor
+
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those that have ended
+    with Listener(sys.argv[1], "AF_UNIX") as listener:
+        sys.stdout.write("ready\n")
         sys.stdout.flush()
+        while True:
+            with listener.accept() as orders:
+                if not os.fork():
+                    _serve(orders)
 
 
 if __name__ == "__main__":

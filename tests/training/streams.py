@@ -82,7 +82,7 @@ def run(folder: str, resume: bool, parallelism: str = "data") -> None:
     }
     args = SAETrainingArguments(
         output_dir=folder,
-        total_tokens=120 * 128,
+        total_tokens=80 * 128,
         tokens_per_batch=128,
         save_steps=10,
         save_total_limit=3,

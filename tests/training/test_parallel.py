@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,27 +16,10 @@ from hf_sae.models import SAE, AutoSAE, registered
 from hf_sae.models.checkpoint import FEATURE_STATS
 from hf_sae.training.parallel import Processes, SharedLatents, rows
 from hf_sae.training.parallel.latents import SharedDictionary
+from tests.forks import together
 from tests.training import processes
 from tests.training.cases import CASES, make, schemes_of
 from tests.training.planted import topk, trainer
-
-
-ROOT = Path(__file__).parents[2]
-
-
-def torchrun(count: int, *command: str) -> str:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
-    done = subprocess.run(
-        [*launcher, "-m", *command],
-        cwd=ROOT,
-        env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=500,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr[-6000:]
-    return done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +31,7 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def two(expected: Path) -> tuple[Path, str]:
-    return expected, torchrun(2, "tests.training.processes", str(expected))
+    return expected, together(2, "tests.training.processes", str(expected), output=expected / "two.log")
 
 
 def test_two_processes_equal_one(two: tuple[Path, str]) -> None:
@@ -70,7 +50,7 @@ def test_four_processes_equal_one(expected: Path, tmp_path: Path) -> None:
     for path in expected.glob("*.*"):
         (tmp_path / path.name).symlink_to(path)
     (tmp_path / "alone").symlink_to(expected / "alone")
-    assert torchrun(4, "tests.training.processes", str(tmp_path)).count("SAME 4") == sum(
+    assert together(4, "tests.training.processes", str(tmp_path), output=tmp_path / "four.log").count("SAME 4") == sum(
         len(schemes_of(case)) for case in CASES
     )
 
@@ -154,5 +134,5 @@ def test_every_architecture_that_can_be_shared_out_is_compared_with_one_process(
 
 
 def test_hosts_spread_over_processes(tmp_path: Path) -> None:
-    done = torchrun(2, "tests.training.sharded_hosts", str(tmp_path))
+    done = together(2, "tests.training.sharded_hosts", str(tmp_path), output=tmp_path / "log")
     assert done.count("HOST fsdp") == done.count("HOST tensor_parallel") == 2

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,23 +12,17 @@ import torch
 
 from hf_sae.models import AutoSAE
 from hf_sae.training import checkpoint
+from tests.forks import Fork
 
 
-def launch(folder: Path, resume: bool) -> subprocess.Popen:
-    command = [sys.executable, "-m", "tests.training.streams", str(folder), *(["resume"] if resume else [])]
-    root = Path(__file__).parents[2]
-    log = open(f"{folder}.log", "w")  # noqa: SIM115  # a pipe that nobody reads would block the run when it is full
-    return subprocess.Popen(command, cwd=root, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"})
+def launch(folder: Path, resume: bool) -> Fork:
+    return Fork("tests.training.streams", str(folder), *(["resume"] if resume else []), output=Path(f"{folder}.log"))
 
 
-def log_of(folder: Path) -> str:
-    return Path(f"{folder}.log").read_text()
-
-
-def wait_for_checkpoint(folder: Path, process: subprocess.Popen) -> None:
+def wait_for_checkpoint(folder: Path, process: Fork) -> None:
     deadline = time.monotonic() + 120
     while not checkpoint.complete(folder):
-        assert process.poll() is None, log_of(folder)
+        assert process.poll() is None, process.output
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
@@ -48,7 +39,7 @@ def final(folder: Path) -> dict[str, torch.Tensor]:
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
     folder = tmp_path_factory.mktemp("uninterrupted")
     process = launch(folder, resume=False)
-    assert process.wait(240) == 0, log_of(folder)
+    assert process.wait(240) == 0, process.output
     return final(folder)
 
 
@@ -60,12 +51,12 @@ def assert_same_bits(folder: Path, expected: dict[str, torch.Tensor]) -> None:
 def test_killed_at_a_random_step(tmp_path: Path, uninterrupted: dict[str, torch.Tensor]) -> None:
     process = launch(tmp_path, resume=False)
     wait_for_checkpoint(tmp_path, process)
-    time.sleep(random.Random().uniform(0, 1.5))
+    time.sleep(random.Random().uniform(0, 1))
     process.kill()
-    process.wait()
+    assert process.wait(10) == -signal.SIGKILL
     assert not (tmp_path / "a" / "model.safetensors").exists(), "the run ended before it was killed"
     process = launch(tmp_path, resume=True)
-    assert process.wait(240) == 0, log_of(tmp_path)
+    assert process.wait(240) == 0, process.output
     assert_same_bits(tmp_path, uninterrupted)
     assert not list(tmp_path.glob(".checkpoint-*")), "half a checkpoint is left"
 
@@ -79,9 +70,9 @@ def test_stopped_by_a_signal(
     before = len(checkpoint.complete(tmp_path))
     process.send_signal(number)
     assert process.wait(120) in (code, -number)
-    message = log_of(tmp_path)
+    message = process.output
     assert "resume_from_checkpoint=True" in message
     assert len(checkpoint.complete(tmp_path)) >= before
     process = launch(tmp_path, resume=True)
-    assert process.wait(240) == 0, log_of(tmp_path)
+    assert process.wait(240) == 0, process.output
     assert_same_bits(tmp_path, uninterrupted)
