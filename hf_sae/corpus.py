@@ -41,9 +41,8 @@ def _sources(split: Split, include_tests: bool) -> Iterator[tuple[str, str]]:
     left_out = _NOT_STDLIB if include_tests else _NOT_STDLIB | _TESTS
     found = []
     for folder, inside, names in os.walk(root):
-        inside[:] = [
-            name for name in inside if name not in left_out
-        ]  # installed packages are far more files than the library
+        # not walked through: installed packages are far more files than the library
+        inside[:] = [name for name in inside if name not in left_out]
         place = Path(folder).relative_to(root)
         found += [(place / name).as_posix() for name in names if name.endswith(".py")]
     for relative in sorted(found):

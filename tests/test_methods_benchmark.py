@@ -49,7 +49,8 @@ def test_each_toy_is_as_sparse_as_it_says():
         assert set(counts(mixed(0))) == {1, 5}
     assert sum(counts(planted_methods.zipf(0))) / 256 == pytest.approx(3, rel=0.15)
     assert set(counts(planted_methods.orthogonal(0))) == set(range(1, 7))
-    assert set(counts(planted_methods.tree(0))) == {1, 2, 3}
+    assert sum(counts(planted_methods.tree(0))) / 256 == pytest.approx(1.8, rel=0.15)
+    assert sum(counts(planted_methods.parent_child(0))) / 256 == pytest.approx(1.02, rel=0.15)
     assert set(counts(planted_methods.and_pairs(0))) == {3}
 
 

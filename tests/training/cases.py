@@ -12,7 +12,7 @@ from hf_sae.models import SAE
 from tests.training.planted import planted
 
 
-STEPS, TOKENS, WIDTH, LATENTS = 12, 64, 16, 50  # 50 rows on 4 processes: unequal ranges
+STEPS, TOKENS, WIDTH, LATENTS = 20, 64, 16, 50  # 50 rows on 4 processes: unequal ranges
 POINT = {"d_in": WIDTH, "d_sae": LATENTS, "hook_in": "resid_post.0"}
 SCALE_OF_DEAD, BIAS_OF_DEAD = 1e-3, -50.0
 DEAD = {"dead_after_tokens": 2 * TOKENS}

@@ -28,7 +28,7 @@ from hf_sae.training.parallel.latents import SharedDictionary
 from tests.training.cases import CASES, STEPS, TOKENS, batches, feed, schemes_of
 
 
-HALF = 6
+HALF = 10
 RESUMED = ("topk", "jumprelu", "several")
 TOLERANCE = 1e-9
 
