@@ -10,7 +10,7 @@ quality:
 	ty check
 
 test:
-	pytest -n 2 -m "not slow and not gpu and not online"
+	pytest -n 2 --dist worksteal -m "not slow and not gpu and not online"
 
 # against the peers' own packages, in an environment of their own
 conformance:
