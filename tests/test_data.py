@@ -8,6 +8,7 @@ import torch
 from datasets import Dataset, DatasetDict, IterableDataset
 
 from hf_sae.data import TokenBatch, TokenDataset
+from hf_sae.data.documents import DocumentReader
 from hf_sae.errors import DataError
 
 from .toy_text import (
@@ -386,6 +387,17 @@ def test_a_process_without_documents_says_so():
         list(TokenDataset([word(1)], tokenizer(), rank=1, world_size=2))
     with pytest.raises(DataError, match="rank 2"):
         TokenDataset([word(1)], tokenizer(), rank=2, world_size=2)
+
+
+def test_who_asks_for_little_does_not_wait_for_much_text(monkeypatch: pytest.MonkeyPatch):
+    read = []
+    original = DocumentReader.read
+    monkeypatch.setattr(DocumentReader, "read", lambda self, records: read.extend(records) or original(self, records))
+    texts = [" ".join(word(i) for i in range(8)) * 500 for _ in range(60)]
+    data = TokenDataset(texts, tokenizer(), context_length=8, batch_size=2)
+    next(iter(data))
+    assert sum(len(text) for text in texts) > 20 * 1024 * 8
+    assert 1 <= len(read) <= 3
 
 
 def test_a_state_of_other_settings_is_refused():

@@ -116,6 +116,18 @@ class Case:
         generator = torch.Generator().manual_seed(seed)
         return {name: torch.randn(n, sae.config.d_out, generator=generator) for name in sae.needs}
 
+    def whole_gradients(
+        self, sae: SAE, x: Tensor, target: Tensor
+    ) -> tuple[TrainingState, dict[str, Tensor], list[Tensor | None]]:
+        """The gradients of all parameters for a whole batch, with the state and what was given: shares of it are compared with them."""
+        state = self.state(sae)
+        state.given = given = self.given(sae)
+        sae.before_step(state)
+        sae(x, target=target, state=state).loss.backward()
+        whole = [None if p.grad is None else p.grad.clone() for p in sae.parameters()]
+        sae.zero_grad()
+        return state, given, whole
+
     def permuted(self, sae: SAE, seed: int = 3) -> tuple[SAE, Tensor]:
         """A copy with its latents in another order, and that order `[d_sae]`.
 

@@ -15,12 +15,7 @@ def compare(case: Case, rank: int) -> None:
     sae, (x, target) = case.build(), case.batch()
     if sae.couples_tokens:
         return
-    state = case.state(sae)
-    state.given = given = case.given(sae)
-    sae.before_step(state)
-    sae(x, target=target, state=state).loss.backward()
-    expected = [None if p.grad is None else p.grad.clone() for p in sae.parameters()]
-    sae.zero_grad()
+    state, given, expected = case.whole_gradients(sae, x, target)
     wrapped = DistributedDataParallel(sae, find_unused_parameters=any(g is None for g in expected))
     half = slice(20 * rank, 20 * rank + 20)
     state.given = {name: rows[half] for name, rows in given.items()}

@@ -242,12 +242,7 @@ def test_micro_batches_add_up(case: Case) -> None:
     sae, (x, target) = case.build(), case.batch()
     if sae.couples_tokens:  # each part selects among its own tokens, which is documented
         return
-    state = case.state(sae)
-    state.given = given = case.given(sae)
-    sae.before_step(state)
-    sae(x, target=target, state=state).loss.backward()
-    whole = [None if p.grad is None else p.grad.clone() for p in sae.parameters()]
-    sae.zero_grad()
+    state, given, whole = case.whole_gradients(sae, x, target)
     for half in (slice(0, 20), slice(20, 40)):
         state.given = {name: rows[half] for name, rows in given.items()}
         (sae(x[half], target=target[half], state=state).loss / 2).backward()
